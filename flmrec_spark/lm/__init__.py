@@ -1,0 +1,1 @@
+"""The language model: segments, families, training, checkpoint and scorer. Never imports pyspark."""

@@ -1,0 +1,203 @@
+"""Templates: a user and an item as text. The only place where a prompt is written.
+
+A template is four short lists of pieces. A piece with a field that has no value is left out, so a user without
+a profile or an item without a genre reads naturally. Rendering never cuts: what does not fit is decided in
+tokens, by `lm.segments`, and only from the oldest history.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flmrec_spark import columns as c
+from flmrec_spark.errors import ConfigError
+
+PROFILE = "profile"
+ATTRIBUTES = "attributes"
+_SHIPPED = Path(__file__).parent / "templates"
+_PARTS = {"name", "user", "history", "item"}
+_KINDS = {"liked", "disliked", "none"}
+
+Fields = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text with fields, such as " liked {title};". `{field:40}` keeps 40 characters of the value."""
+
+    text: str
+    where: str
+
+    @cached_property
+    def parts(self) -> tuple[tuple[str, str | None, int | None], ...]:
+        """(literal text, field after it or None, characters kept or None), in order.
+
+        Raises:
+          ConfigError: unbalanced braces, a field that is no plain name, or a width that is no number.
+        """
+        try:
+            parsed = list(string.Formatter().parse(self.text))
+        except ValueError as fault:
+            raise ConfigError(f"template {self.where}: {fault} in {self.text!r}") from None
+        result = []
+        for literal, field, width, conversion in parsed:
+            if field is not None and (not field.isidentifier() or conversion or (width and not width.isdecimal())):
+                raise ConfigError(f"template {self.where}: got {self.text!r}, expected {{field}} or {{field:40}}")
+            result.append((literal, field, int(width) if width else None))
+        return tuple(result)
+
+    def fields(self) -> set[str]:
+        return {field for _, field, _ in self.parts if field is not None}
+
+    def render(self, values: Fields) -> str | None:
+        """The text, or None when a field has no value."""
+        written = []
+        for literal, field, width in self.parts:
+            written.append(literal)
+            if field is not None:
+                value = as_text(values.get(field))
+                if not value:
+                    return None
+                written.append(value[:width])
+        return "".join(written)
+
+
+@dataclass(frozen=True)
+class Template:
+    name: str
+    user: tuple[Piece, ...]
+    liked: Piece
+    disliked: Piece
+    none: Piece
+    item: tuple[Piece, ...]
+
+    def render_user(self, profile: Fields) -> str:
+        """What stands before the history."""
+        known = {name: value for name, value in profile.items() if as_text(value)}
+        return _join(self.user, {**profile, PROFILE: _listed(known)})
+
+    def render_entry(self, item: Fields, *, is_liked: bool, value: float | None) -> str:
+        """One interaction of the history; {rating} is what the interaction was worth."""
+        piece = self.liked if is_liked else self.disliked
+        fields = _item_fields(item) | {c.RATING: None if value is None else f"{value:g}"}
+        return piece.render(fields) or f" {as_text(item[c.TITLE])}"
+
+    def render_no_history(self) -> str:
+        return self.none.render({}) or ""
+
+    def render_item(self, item: Fields) -> str:
+        """Title and attributes; the title alone when no piece has all of its fields."""
+        return _join(self.item, _item_fields(item)) or as_text(item[c.TITLE])
+
+    def check(self, *, item_fields: Iterable[str], user_fields: Iterable[str]) -> None:
+        """Raises ConfigError when a piece names a field that the tables lack; lists those that they have."""
+        items, users = {*item_fields, ATTRIBUTES}, {*user_fields, PROFILE}
+        for pieces, known in (
+            (self.user, users),
+            ((self.liked, self.disliked), items | {c.RATING}),
+            ((self.none,), set[str]()),
+            (self.item, items),
+        ):
+            for piece in pieces:
+                unknown = sorted(piece.fields() - known)
+                if unknown:
+                    names = ", ".join(sorted(known)) or "none"
+                    raise ConfigError(f"template {piece.where}: unknown field {{{unknown[0]}}}, known: {names}")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(
+            {
+                "name": self.name,
+                "user": [piece.text for piece in self.user],
+                "history": {kind: getattr(self, kind).text for kind in ("liked", "disliked", "none")},
+                "item": [piece.text for piece in self.item],
+            },
+            sort_keys=False,
+            allow_unicode=True,
+        )
+
+
+def load_template(name: str) -> Template:
+    """`en`, `zh`, or a path to a YAML file of the same form.
+
+    Raises:
+      ConfigError: no such template, no YAML, a part missing or unknown, a piece that is no text.
+    """
+    shipped = _SHIPPED / f"{name}.yaml"
+    file = shipped if shipped.is_file() and "/" not in name else Path(name)
+    if not file.is_file():
+        names = ", ".join(sorted(path.stem for path in _SHIPPED.glob("*.yaml")))
+        raise ConfigError(f"prompts.template: got {name}, expected one of {names} or a YAML file")
+    return parse_template(file.read_text(encoding="utf-8"), where=str(name))
+
+
+def parse_template(text: str, *, where: str) -> Template:
+    """A template from its YAML text; `where` names it in errors. Raises ConfigError as load_template does."""
+    try:
+        values: Any = yaml.safe_load(text)
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"template {where}: not YAML: {' '.join(str(fault).split())}") from None
+    _expect_keys(values, _PARTS, where)
+    _expect_keys(values["history"], _KINDS, f"{where}: history")
+    template = Template(
+        name=str(values["name"]),
+        user=_pieces(values["user"], f"{where}: user"),
+        item=_pieces(values["item"], f"{where}: item"),
+        **{kind: _piece(values["history"][kind], f"{where}: history.{kind}") for kind in _KINDS},
+    )
+    if not template.item:
+        raise ConfigError(f"template {where}: item: got no piece, expected at least one")
+    return template
+
+
+def as_text(value: object) -> str:
+    """A value as a prompt shows it: no spaces around, lists joined by commas, 7.0 as 7, nothing for null."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text for text in map(as_text, value) if text)
+    return " ".join(str(value).split())
+
+
+def _item_fields(item: Fields) -> dict[str, object]:
+    known = {key: value for key, value in item.items() if key not in (c.ITEM_ID, c.TITLE) and as_text(value)}
+    return {**item, ATTRIBUTES: _listed(known)}
+
+
+def _listed(values: Fields) -> str:
+    return ", ".join(f"{name.replace('_', ' ')}: {as_text(value)}" for name, value in values.items())
+
+
+def _join(pieces: Iterable[Piece], values: Fields) -> str:
+    return "".join(text for text in (piece.render(values) for piece in pieces) if text is not None)
+
+
+def _pieces(values: Any, where: str) -> tuple[Piece, ...]:
+    if not isinstance(values, list):
+        raise ConfigError(f"template {where}: got {values!r}, expected a list of texts")
+    return tuple(_piece(value, where) for value in values)
+
+
+def _piece(value: Any, where: str) -> Piece:
+    if not isinstance(value, str):
+        raise ConfigError(f"template {where}: got {value!r}, expected a text")
+    piece = Piece(value, where)
+    piece.fields()
+    return piece
+
+
+def _expect_keys(values: Any, keys: set[str], where: str) -> None:
+    if not isinstance(values, dict) or set(values) != keys:
+        got = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        raise ConfigError(f"template {where}: got {got}, expected exactly {', '.join(sorted(keys))}")

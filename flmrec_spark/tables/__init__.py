@@ -1,0 +1,1 @@
+"""Delta tables: their schemas and the only code that reads or commits them. Never imports torch."""

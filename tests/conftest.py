@@ -1,0 +1,36 @@
+"""One local Spark session with Delta for the whole test run, and tables in a folder and database of each test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from flmrec_spark.config import TablesConfig
+from flmrec_spark.job import session
+from flmrec_spark.tables.delta import Tables
+
+_DATABASES = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The session that a job makes for itself, with an embedded catalog in a temporary folder."""
+    catalog = tmp_path_factory.mktemp("catalog") / "metastore"
+    started = session(TablesConfig(root=None, metastore=str(catalog)), app_name="flmrec tests")
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def tables_config(tmp_path: Path) -> TablesConfig:
+    """A root of the test's own and a database name that no other test uses."""
+    return TablesConfig(root=str(tmp_path / "tables"), database=f"t{next(_DATABASES)}", metastore=None)
+
+
+@pytest.fixture
+def tables(spark: SparkSession, tables_config: TablesConfig) -> Tables:
+    return Tables(spark, tables_config)
