@@ -9,185 +9,74 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flmrec_spark.errors import ConfigError
+from flmrec_spark.sections import (
+    EarlyStoppingConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PrepareConfig,
+    PromptsConfig,
+    ScoreConfig,
+    Section,
+    Source,
+    SplitConfig,
+    TablesConfig,
+)
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
+__all__ = [
+    "Config",
+    "EarlyStoppingConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "PromptsConfig",
+    "ScoreConfig",
+    "Section",
+    "Source",
+    "SplitConfig",
+    "TablesConfig",
+    "known_keys",
+    "load_config",
+]
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Source(Section):
-    """Where rows come from: a path with its format, or a table by its catalog name."""
-
-    path: str | None = Field(None, description="file, folder or URI; needs `format`")
-    table: str | None = Field(None, description="catalog name, instead of `path`")
-    format: Literal["csv", "tsv", "parquet", "delta"] | None = None
-    columns: dict[str, str] = Field(default_factory=dict, description="our column: theirs; same names need no entry")
-    attributes: dict[str, str] | None = Field(
-        None, description="items and users: our attribute: their column; null takes every further column"
-    )
-    types: dict[str, Literal["string", "int", "double", "boolean"]] = Field(
-        default_factory=dict, description="type of an attribute; else as in the source (csv and tsv: string)"
-    )
-    options: dict[str, str | int | bool] = Field(default_factory=dict, description="options of Spark's reader")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Source:
-        if (self.path is None) == (self.table is None):
-            raise ValueError("give either `path` or `table`")
-        if (self.path is None) != (self.format is None):
-            raise ValueError("`format` goes with `path`: csv, tsv, parquet or delta")
-        return self
-
-    @property
-    def place(self) -> str:
-        return self.path or self.table or ""
+_FLOAT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_UNION_MEMBER = re.compile(r"^(constrained-\w+|literal\[.*\])$")
 
 
-class TablesConfig(Section):
-    root: str | None = Field(None, description="folder or URI of the Delta tables, each in <root>/<name>")
-    database: str = Field("default", description="catalog database (or catalog.database) that names the tables")
-    metastore: str | None = Field(None, description="folder of the embedded catalog; local masters only")
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everywhere but in YAML 1.1, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
 
 
-class SplitConfig(Section):
-    by: Literal["user_time", "global_time", "leave_last_out", "random", "column"] = "user_time"
-    valid_share: Share = Field(0.1, description="share of the rows, between train and test")
-    test_share: Share = Field(0.1, description="share of the rows, the last ones")
-    seed: int = Field(1, description="for `random`, and for the order of rows that carry no timestamp")
-
-    @model_validator(mode="after")
-    def _room_for_train(self) -> SplitConfig:
-        if self.valid_share + self.test_share >= 1.0:
-            raise ValueError(f"valid_share + test_share: got {self.valid_share + self.test_share}, expected below 1")
-        return self
+class _Dumper(yaml.SafeDumper):
+    """Writes what _Loader reads back: the text "1e-3" gets its quotes."""
 
 
-class PrepareConfig(Section):
-    interactions: Source
-    items: Source | None = Field(None, description="null: items are the ids in the interactions, titled by their id")
-    users: Source | None = Field(None, description="null: users are the ids in the interactions")
-    rating_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="lowest and highest rating; rows outside are refused"
-    )
-    event_values: dict[str, float] = Field(default_factory=dict, description="what each event is worth")
-    liked_at_least: float | None = Field(None, description="liked: rating (or worth) >= this; null: all are")
-    timestamp_format: str = Field("auto", description="auto, seconds, milliseconds, or a Spark datetime pattern")
-    max_text_chars: Count = Field(10_000, description="longer ids, titles or attributes are refused")
-    max_reject_share: Share = Field(0.05, description="refused share of a source's rows above which the job stops")
-    targets_per_example: Count = Field(16, description="interactions that share one user prefix in training")
-    split: SplitConfig = SplitConfig()
-
-    @model_validator(mode="after")
-    def _range_ascends(self) -> PrepareConfig:
-        if self.rating_range is not None and self.rating_range[0] >= self.rating_range[1]:
-            raise ValueError(f"rating_range: got {self.rating_range}, expected [lowest, highest]")
-        return self
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Only double quotes keep every line break, such as U+0085, as it is.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
 
 
-class PromptsConfig(Section):
-    template: str = Field("en", description="en, zh, or a path to your own YAML")
-    user_tokens: Count = Field(96, description="user segment, tokens; only the oldest history is cut to fit")
-    item_tokens: Count = Field(32, description="item segment, tokens; longer items are refused")
-    history_length: Count = Field(30, description="interactions in a prompt at most, before tokens are counted")
-
-
-class ModelConfig(Section):
-    path: str = Field(description="folder of a pretrained model with its tokenizer")
-    join: Literal["layer", "full"] = "layer"
-    join_layer: Annotated[int, Field(ge=0)] | Literal["last"] = Field(
-        "last", description="first layer in which the item sees the user; 0 .. number of layers; last = layers - 1"
-    )
-    bias_terms: bool = Field(True, description="learned offset per user and item, 0 for the unknown")
-
-
-class EarlyStoppingConfig(Section):
-    metric: Literal["uauc", "auc", "log_loss", "ndcg"] = "uauc"
-    patience: Count = Field(3, description="validations without a better value before training stops")
-
-
-class FinetuneConfig(Section):
-    epochs: Count = 3
-    max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null: after the epochs")
-    examples_per_step: Count = Field(32, description="user prefixes in an optimizer step")
-    accumulate_steps: Count = Field(1, description="parts in which a step's examples are computed, to save memory")
-    negatives: Annotated[int, Field(ge=0)] = Field(16, description="sampled unrated items per prefix")
-    negative_power: Share = Field(0.5, description="0: uniform; 1: by popularity; between: popularity to this power")
-    rating_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of binary cross-entropy on ratings")
-    ranking_weight: Annotated[float, Field(ge=0.0)] = Field(0.2, description="weight of softmax against the negatives")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
-    head_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the head, started from nothing")
-    bias_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-2, description="for the bias terms")
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    momentum: Share = Field(0.9, description="sgd only")
-    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    clip_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="largest norm of the gradient")
-    dropout: Share = 0.1
-    bias_dropout: Share = Field(0.2, description="share of bias terms set to 0, as they are for unknown ids")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: the faster of the two here")
-    validate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
-    valid_users: Count = Field(2000, description="users in a validation, drawn by seed")
-    save_every: Count | None = Field(None, description="steps between resume points; null: at each validation")
-    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
-    seed: int = 1
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> FinetuneConfig:
-        if self.rating_weight == 0.0 and self.ranking_weight == 0.0:
-            raise ValueError("rating_weight and ranking_weight: got 0 and 0, expected one above 0")
-        if self.ranking_weight > 0.0 and self.negatives == 0:
-            raise ValueError("negatives: got 0, expected >= 1 as ranking_weight is above 0")
-        return self
-
-
-class ScoreConfig(Section):
-    n: Count = Field(10, description="length of a published list")
-    depth: Count | None = Field(None, description="length of a staged list in top_n; null: n")
-    exclude_seen: bool = True
-    item_filter: str | None = Field(None, description="SQL predicate over items, such as in_stock = true")
-    candidates: Source | None = Field(None, description="pairs to score instead of all: user_id, item_id")
-    history_splits: Annotated[list[Literal["train", "valid", "test"]], Field(min_length=1)] = Field(
-        ["train", "valid", "test"], description="splits that history and seen items are from"
-    )
-    min_coverage: Share = Field(0.99, description="audit: share of the users that must get a list")
-    max_reject_share: Share = Field(0.01, description="audit: share of the items that may be refused")
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    item_block: Count = Field(256, description="items scored at once for a user; the lists do not depend on it")
-    partitions: Count | None = Field(None, description="tasks of the score stage; null: four per core")
-    broadcast_limit_mb: Annotated[int, Field(ge=0)] = Field(512, description="larger checkpoints travel as a file")
-    gpus_per_task: Annotated[int, Field(ge=0)] = Field(0, description="GPUs that a score task asks Spark for")
-
-    @model_validator(mode="after")
-    def _deep_enough(self) -> ScoreConfig:
-        if self.depth is not None and self.depth < self.n:
-            raise ValueError(f"depth: got {self.depth}, expected >= n = {self.n}")
-        if len(set(self.history_splits)) != len(self.history_splits):
-            raise ValueError(f"history_splits: got {self.history_splits}, expected each split once")
-        return self
-
-    @property
-    def staged_n(self) -> int:
-        return self.depth or self.n
-
-
-class EvaluateConfig(Section):
-    split: Literal["valid", "test"] = "test"
-    k: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [5, 10, 20], description="cut-offs")
-    max_users: Count = Field(100_000, description="held-out users measured, drawn by seed when there are more")
-    bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="resamples of users for 95 % intervals; 0: none")
-    seed: int = 1
+_Dumper.add_representer(str, _text)
+for _end in (_Loader, _Dumper):
+    _end.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 class Config(Section):
@@ -210,7 +99,7 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def digest(self, *sections: str) -> str:
         """First 12 hex digits of the SHA-256 of the named sections, or of the whole config."""
@@ -228,43 +117,55 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = Path(path)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"--config: got {path}, expected a YAML file; there is none") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(fault)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, expected sections such as `score:`")
-    for override in overrides:
-        _override(values, override)
+    faults = [wrong for override in overrides if (wrong := _override(values, override))]
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as fault:
-        lines = [_describe(error) for error in fault.errors()]
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+        faults = [*_described(fault), *faults]
+    if faults:
+        raise ConfigError(f"{path}: " + "; ".join(faults))
+    return config
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> str | None:
+    """Sets the value; returns what is wrong with the override, if anything."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise ConfigError(f"override: got {override!r}, expected section.key=value")
+        return f"override: got {override!r}, expected section.key=value"
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as fault:
-        raise ConfigError(f"override {name}: got {text!r}, expected a YAML value: {_one_line(fault)}") from None
+        return f"override {name}: got {text!r}, expected a YAML value: {_one_line(fault)}"
     *sections, key = name.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if inner is None:
             inner = values[section] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"override {name}: {section} is no section")
+            return f"override {name}: {section} is no section"
         values = inner
     values[key] = value
+    return None
 
 
-def _describe(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
+def _described(fault: ValidationError) -> Iterator[str]:
+    """One text per faulty key; the members of a union share one."""
+    texts: dict[str, str] = {}
+    for error in fault.errors():
+        location = [str(part) for part in error["loc"] if not _UNION_MEMBER.match(str(part))]
+        name, text = ".".join(location), _describe(error, location)
+        texts[name] = f"{texts[name]} or {text.partition(', expected ')[2]}" if name in texts else text
+    yield from texts.values()
+
+
+def _describe(error: Any, location: Sequence[str]) -> str:
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], [key.rsplit(".", 1)[-1] for key in known_keys()], n=1)
@@ -273,6 +174,8 @@ def _describe(error: Any) -> str:
         return f"{name}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{name}: missing, expected a value"
+    if error["type"] == "model_type":
+        return f"{name}: got {error['input']!r}, expected a section of keys"
     if error["type"] == "value_error":
         return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     return f"{name}: got {error['input']!r}, expected {error['msg'].removeprefix('Input should be ')}"

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from pyspark.sql import SparkSession
 
@@ -14,6 +15,10 @@ from flmrec_spark.job import session
 from flmrec_spark.tables.delta import Tables
 
 _DATABASES = itertools.count(1)
+
+# A machine under load is slow, not wrong.
+hypothesis.settings.register_profile("flmrec", deadline=None)
+hypothesis.settings.load_profile("flmrec")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ what made it, so a reader sees the old complete table or the new one.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +24,9 @@ from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import TablesConfig
-from flmrec_spark.errors import ConflictError, FlmrecError, InputError
+from flmrec_spark.errors import ConflictError, EnvironmentFault, InputError
 from flmrec_spark.tables.schemas import TableSchema
+from flmrec_spark.tables.spark_errors import kinds, spark_message, worker_error
 
 _SAME_ROWS = ("SET TBLPROPERTIES", "CHANGE COLUMN", "OPTIMIZE", "VACUUM START", "VACUUM END")
 _CONFLICTS = ("Concurrent", "MetadataChanged", "ProtocolChanged")
@@ -43,7 +46,7 @@ class Tables:
         if self.config.root is None:
             return self._catalog_name(name)
         root = self.config.root.rstrip("/")
-        return f"{root if '://' in root else Path(root).absolute()}/{name}"
+        return f"{root if '://' in root else Path(root).resolve()}/{name}"
 
     def exists(self, name: str) -> bool:
         if self.config.root is None:
@@ -109,6 +112,7 @@ class Tables:
         new = not self.exists(schema.name)
         if not new:
             self._expect_ours(schema)
+        self._expect_name(schema.name)
         writer = selected.write.format("delta").mode("overwrite").option("userMetadata", json.dumps(metadata))
         for key, value in options.items():
             writer = writer.option(key, value)
@@ -116,14 +120,13 @@ class Tables:
             writer = writer.partitionBy(*schema.partition_by)
             for key, predicate in _constraint_properties(schema).items():
                 writer = writer.option(key, predicate)
-        with _conflicts_named(schema.name, self.place(schema.name)):
+        with _faults_named(schema.name, self.place(schema.name)):
             if self.config.root is None:
-                self._create_database()
                 writer.saveAsTable(self._catalog_name(schema.name))
             else:
                 writer.save(self.place(schema.name))
+        self._register(schema.name)
         if new:
-            self._register(schema.name)
             comment = schema.comment.replace("'", "\\'")
             self.spark.sql(f"COMMENT ON TABLE {self._catalog_name(schema.name)} IS '{comment}'")
 
@@ -141,17 +144,27 @@ class Tables:
             raise ConflictError(f"table {schema.name}: columns at {place} differ from this version's: {differ}")
 
     def _register(self, name: str) -> None:
-        if self.config.root is None:
-            return
+        if not self._expect_name(name):
+            place = self.place(name).replace("\\", "\\\\").replace("'", "\\'")
+            self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._catalog_name(name)} USING DELTA LOCATION '{place}'")
+
+    def _expect_name(self, name: str) -> bool:
+        """Whether the catalog has the name for our place. Raises ConflictError when it is something else's."""
         self._create_database()
-        full, place = self._catalog_name(name), self.place(name)
-        self.spark.sql(f"CREATE TABLE IF NOT EXISTS {full} USING DELTA LOCATION '{place}'")
-        registered = self.spark.sql(f"DESCRIBE DETAIL {full}").collect()[0]["location"]
-        if "://" not in place and registered.removeprefix("file:").replace("//", "/") != place:
+        if self.config.root is None:
+            return True
+        # Neither tableExists nor DESCRIBE answers for a table whose folder was removed.
+        found = self.spark.sql(f"SHOW TABLE EXTENDED IN {self.config.database} LIKE '{name}'").collect()
+        if not found:
+            return False
+        located = re.search(r"^Location: (?:file:/*(?=/))?(.*)$", str(found[0]["information"]), re.MULTILINE)
+        got, expected = located.group(1) if located else "a view", self.place(name)
+        if got != expected:
             raise ConflictError(
-                f"catalog: {full} is {registered}, expected {place}; "
+                f"catalog: {self._catalog_name(name)} is {got}, expected {expected}; "
                 "set tables.database to a name of this configuration's own"
             )
+        return True
 
     def _create_database(self) -> None:
         self.spark.sql(f"CREATE DATABASE IF NOT EXISTS {self.config.database}")
@@ -166,10 +179,12 @@ class Tables:
 
 
 def content_digest(frame: DataFrame) -> str:
-    """Count and sum of row hashes: equal for equal rows in any order."""
-    hashed = frame.select(F.xxhash64(*frame.columns).cast("decimal(38,0)").alias("hash"))
-    row = hashed.agg(F.count("*").alias("rows"), F.coalesce(F.sum("hash"), F.lit(0)).alias("sum")).collect()[0]
-    return f"{row['rows']}:{row['sum']}"
+    """Columns, count and sum of row hashes: equal for equal rows in any order."""
+    columns = hashlib.sha256(frame.schema.simpleString().encode()).hexdigest()[:12]
+    # Spark's hash passes over nulls, so a value that moved to the column of a null needs the flags to be seen.
+    hashed = F.xxhash64(*frame.columns, *[F.isnull(name) for name in frame.columns]).cast("decimal(38,0)")
+    row = frame.agg(F.count("*").alias("rows"), F.coalesce(F.sum(hashed), F.lit(0)).alias("sum")).collect()[0]
+    return f"{columns}:{row['rows']}:{row['sum']}"
 
 
 def _constraint_properties(schema: TableSchema) -> dict[str, str]:
@@ -183,25 +198,18 @@ def run_predicate(run_id: str) -> str:
 
 
 @contextmanager
-def _conflicts_named(name: str, place: str) -> Iterator[None]:
+def _faults_named(name: str, place: str) -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JJavaError) as fault:
-        kind = _java_class(fault)
-        if any(word in kind for word in _CONFLICTS):
+        ours = worker_error(fault)
+        if ours is not None:
+            raise ours from fault
+        if any(word in kind for word in _CONFLICTS for kind in kinds(fault)):
             raise ConflictError(f"table {name}: another writer committed to {place} first; run again") from fault
-        raise FlmrecError(f"table {name}: not written to {place}: {_first_line(fault)}") from fault
-
-
-def _java_class(fault: Exception) -> str:
-    java = getattr(fault, "java_exception", None) or getattr(fault, "_origin", None)
-    return str(java.getClass().getSimpleName()) if java is not None else str(fault)[:200]
-
-
-def _first_line(fault: Exception) -> str:
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith("Caused by")]
-    return (causes[-1] if causes else lines[0] if lines else type(fault).__name__)[:500]
+        broken = any("InvariantViolation" in kind for kind in kinds(fault))
+        error = InputError if broken else EnvironmentFault
+        raise error(f"table {name}: not written to {place}: {spark_message(fault)}") from fault
 
 
 def _parsed(text: str | None) -> dict[str, Any]:

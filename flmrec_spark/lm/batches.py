@@ -1,0 +1,106 @@
+"""Training steps from examples: which prefixes go together and which unrated items they are compared with.
+
+Everything is a function of (seed, epoch) or (seed, step), so a resumed run meets the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flmrec_spark.lm.dataset import Examples, Floats, Index
+from flmrec_spark.lm.segments import Segmenter, TokenBlock
+
+Mask = npt.NDArray[np.bool_]
+
+_BUCKET = 16  # steps whose examples are sorted by length together, so that little is padded
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward needs. B prefixes, G observed targets and K negatives each, M distinct items."""
+
+    prefixes: TokenBlock  # B rows
+    users: Index  # (B,)
+    distinct: Index  # (M,) places of the items
+    grid: Index  # (B, G + K) into `distinct`; observed targets first
+    items: Index  # (B, G + K) places of the items; -1 where there is none
+    labels: Floats  # (B, G)
+
+    @property
+    def is_observed(self) -> Mask:
+        """(B, G): a target, and not the filling of a short row."""
+        return self.items[:, : self.labels.shape[1]] >= 0
+
+    @property
+    def is_ranked(self) -> Mask:
+        """(B, G): liked, and there is a negative to rank it above."""
+        has_negative = (self.items[:, self.labels.shape[1] :] >= 0).any(axis=1, keepdims=True)
+        return self.is_observed & (self.labels > 0.5) & has_negative
+
+    def split(self, n_parts: int) -> Iterator[Step]:
+        """The rows in about equal parts, for gradient accumulation."""
+        for rows in np.array_split(np.arange(len(self.users)), n_parts):
+            if len(rows):
+                yield _step(self.prefixes.take(rows), self.users[rows], self.items[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Draws unrated items: probability ~ interactions ** power, the user's own items excluded."""
+
+    cumulative: npt.NDArray[np.float64]  # (N,)
+    log_share: Floats  # (N,): log of the probability times N, 0 when uniform
+    known: Index  # sorted keys user * N + item that must not be drawn
+
+    @classmethod
+    def of(cls, counts: Floats, *, power: float, known: Index, drawable: Mask) -> Negatives:
+        """counts (N,): interactions of each item; one without any counts as 1, or power would hide it forever."""
+        weights = np.where(drawable, np.maximum(counts, 1.0).astype(np.float64) ** power, 0.0)
+        share = weights / weights.sum()
+        with np.errstate(divide="ignore"):
+            log_share = np.log(share * drawable.sum())
+        return cls(np.cumsum(share), log_share.astype(np.float32), known)
+
+    def draw(self, users: Index, n: int, random: np.random.Generator) -> Index:
+        """(B, n) places of items; -1 where a user has rated nearly everything."""
+        n_items = len(self.cumulative)
+        shape = (len(users), 3 * n)  # three times as many as needed: most users have rated little of a catalogue
+        drawn = np.searchsorted(self.cumulative, random.random(shape) * self.cumulative[-1], side="right")
+        drawn = np.minimum(drawn, n_items - 1)
+        keys = users[:, None] * n_items + drawn
+        places = np.searchsorted(self.known, keys).clip(max=max(len(self.known) - 1, 0))
+        is_new = np.ones(shape, dtype=bool) if not len(self.known) else self.known[places] != keys
+        order = np.argsort(~is_new, axis=1, kind="stable")[:, :n]  # the unrated draws first, in their order
+        chosen = np.take_along_axis(drawn, order, axis=1)
+        return np.where(np.take_along_axis(is_new, order, axis=1), chosen, -1)
+
+
+def epoch_order(lengths: Index, *, per_step: int, seed: int, epoch: int) -> list[Index]:
+    """Rows of each step of an epoch: every row once, rows of similar length together, steps shuffled."""
+    random = np.random.default_rng([seed, 1, epoch])
+    shuffled = random.permutation(len(lengths))
+    steps = []
+    for start in range(0, len(shuffled), per_step * _BUCKET):
+        bucket = shuffled[start : start + per_step * _BUCKET]
+        ordered = bucket[np.argsort(lengths[bucket], kind="stable")]
+        steps += [ordered[at : at + per_step] for at in range(0, len(ordered), per_step)]
+    return [steps[place] for place in random.permutation(len(steps))]
+
+
+def make_step(
+    rows: Index, data: Examples, segmenter: Segmenter, negatives: Negatives, *, n_negatives: int, seed: int, number: int
+) -> Step:
+    """The rows of an order as one step; `number` counts the steps of the whole training."""
+    users = data.users[rows]
+    drawn = negatives.draw(users, n_negatives, np.random.default_rng([seed, 2, number]))
+    items = np.concatenate([data.targets[rows], drawn], axis=1)
+    return _step(segmenter.block([data.prefixes[row] for row in rows]), users, items, data.labels[rows])
+
+
+def _step(prefixes: TokenBlock, users: Index, items: Index, labels: Floats) -> Step:
+    distinct, grid = np.unique(np.maximum(items, 0), return_inverse=True)
+    return Step(prefixes, users, distinct, grid.reshape(items.shape), items, labels)

@@ -1,0 +1,167 @@
+"""The prepared tables as training arrays, read without Spark at one recorded version each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from flmrec_spark import columns as c
+from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.lm.segments import Interaction, Segmenter, TokenBlock
+
+Index = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+TABLES = ("interactions", "items", "users", "examples")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tables that jobs/prepare.py wrote, and the version of each."""
+
+    tables: Mapping[str, pa.Table]
+    versions: Mapping[str, int]
+
+    def fields(self, name: str) -> list[str]:
+        """Attribute names of items or users."""
+        keys = (c.ITEM_ID, c.TITLE, c.USER_ID)
+        return [column for column in self.tables[name].column_names if column not in keys]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Items in the order of their ids, tokenised once."""
+
+    item_ids: list[str]
+    fields: list[dict[str, Any]]
+    tokens: TokenBlock  # N rows; an item that was refused has the start token alone
+    is_known: npt.NDArray[np.bool_]  # (N,), false for a refused item
+
+    def places(self, item_ids: pa.Array) -> Index:
+        """Place of each id, -1 for an unknown one: int64 (len(item_ids),)."""
+        found = pc.index_in(item_ids, value_set=pa.array(self.item_ids, pa.string()))
+        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """User prefixes and what they are asked about; targets in rows of at most `width`, -1 where there is none."""
+
+    prefixes: list[list[int]]  # tokens
+    users: Index  # (R,): place of the user
+    targets: Index  # (R, width): place of the item, or -1
+    labels: Floats  # (R, width): 1 liked, 0 not
+    n_cut: int  # interactions that did not fit the token budget, all prefixes together
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def take(self, rows: Index) -> Examples:
+        """Some of the rows."""
+        prefixes = [self.prefixes[row] for row in rows]
+        return Examples(prefixes, self.users[rows], self.targets[rows], self.labels[rows], self.n_cut)
+
+
+def read_tables(root: str | None) -> Prepared:
+    """Reads the prepared tables at their latest versions.
+
+    Raises:
+      ConfigError: there is no root to read from.
+      InputError: a table is missing, unreadable or empty.
+    """
+    if root is None:
+        raise ConfigError("tables.root: got null, expected a path: fine-tuning reads the tables without a catalog")
+    tables, versions = {}, {}
+    for name in TABLES:
+        place = root.rstrip("/") + "/" + name if "://" in root else str(Path(root).absolute() / name)
+        try:
+            table = DeltaTable(place)
+            tables[name], versions[name] = table.to_pyarrow_table(), table.version()
+        except TableNotFoundError:
+            raise InputError(f"table {name}: not found at {place}; run jobs/prepare.py first") from None
+        except (DeltaError, OSError) as fault:
+            raise InputError(f"table {name}: not readable at {place}: {' '.join(str(fault).split())[:300]}") from fault
+        if tables[name].num_rows == 0:
+            raise InputError(f"table {name}: got no rows at {place}, expected some")
+    return Prepared(tables, versions)
+
+
+def catalog(items: pa.Table, segmenter: Segmenter) -> Catalog:
+    """Tokenises the items, in the order of their ids."""
+    rows = items.sort_by(c.ITEM_ID).to_pylist()
+    segments = segmenter.items(rows)
+    known = np.array([segment is not None for segment in segments], dtype=bool)
+    tokens = segmenter.block([segment or [segmenter.start] for segment in segments])
+    return Catalog([row[c.ITEM_ID] for row in rows], rows, tokens, known)
+
+
+def examples(
+    prepared: Prepared, split: str, items: Catalog, segmenter: Segmenter, *, width: int | None, user_ids: Sequence[str]
+) -> Examples:
+    """Renders and tokenises the examples of a split.
+
+    An example with more than `width` targets becomes several rows with the same prefix; None keeps it whole. A
+    prompt that does not fit its budget even without history is left out, as scoring refuses it too.
+    """
+    table = prepared.tables["examples"].filter(pc.equal(prepared.tables["examples"][c.SPLIT], split))
+    table = table.sort_by([(c.USER_ID, "ascending"), (c.MOMENT, "ascending")])
+    profiles = {row[c.USER_ID]: row for row in prepared.tables["users"].to_pylist()}
+    place_of_user = {user: place for place, user in enumerate(user_ids)}
+    place_of_item = {item: place for place, item in enumerate(items.item_ids)}
+    prefixes, users, n_cut = [], [], 0
+    rows: list[list[tuple[int, float]]] = []
+    for row in table.to_pylist():
+        history = [_interaction(entry, items, place_of_item) for entry in row[c.HISTORY]]
+        profile = {key: value for key, value in profiles[row[c.USER_ID]].items() if key != c.USER_ID}
+        segment = segmenter.user(profile, history)
+        if segment is None:
+            continue
+        n_cut += segment.n_cut
+        asked = [
+            (place, float(entry[c.IS_LIKED]))
+            for entry in row[c.TARGETS]
+            if items.is_known[place := place_of_item[entry[c.ITEM_ID]]]
+        ]
+        size = width or max(len(asked), 1)
+        for start in range(0, len(asked), size):
+            prefixes.append(segment.ids)
+            users.append(place_of_user[row[c.USER_ID]])
+            rows.append(asked[start : start + size])
+    targets = np.full((len(rows), width or max(map(len, rows), default=1)), -1, dtype=np.int64)
+    labels = np.zeros(targets.shape, dtype=np.float32)
+    for at, asked in enumerate(rows):
+        targets[at, : len(asked)] = [place for place, _ in asked]
+        labels[at, : len(asked)] = [label for _, label in asked]
+    return Examples(prefixes, np.array(users, dtype=np.int64), targets, labels, n_cut)
+
+
+def seen(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits: Sequence[str]) -> Index:
+    """Sorted keys user place * N + item place of every interaction of the splits, N items."""
+    table = prepared.tables["interactions"]
+    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
+    users = pc.index_in(table[c.USER_ID], value_set=pa.array(user_ids, pa.string())).to_numpy(zero_copy_only=False)
+    keys = users.astype(np.int64) * len(items.item_ids) + items.places(table[c.ITEM_ID].combine_chunks())
+    return np.unique(keys)
+
+
+def train_counts(prepared: Prepared, column: str, ids: Sequence[str]) -> tuple[Floats, Floats]:
+    """(interactions, liked interactions) in the train split by user or item: float32 (len(ids),) each."""
+    table = prepared.tables["interactions"]
+    table = table.filter(pc.equal(table[c.SPLIT], c.TRAIN))
+    places = pc.index_in(table[column], value_set=pa.array(ids, pa.string())).to_numpy(zero_copy_only=False)
+    liked = table[c.IS_LIKED].to_numpy(zero_copy_only=False).astype(np.float32)
+    counts = np.bincount(places.astype(np.int64), minlength=len(ids)).astype(np.float32)
+    return counts, np.bincount(places.astype(np.int64), weights=liked, minlength=len(ids)).astype(np.float32)
+
+
+def _interaction(entry: Mapping[str, Any], items: Catalog, place_of_item: Mapping[str, int]) -> Interaction:
+    return Interaction(items.fields[place_of_item[entry[c.ITEM_ID]]], entry[c.IS_LIKED], entry[c.VALUE])

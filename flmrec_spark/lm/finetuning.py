@@ -1,0 +1,129 @@
+"""Fine-tuning from the prepared tables to a checkpoint: data, model, loop, calibration, in this order."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from flmrec_spark.config import Config
+from flmrec_spark.lm import checkpoint, dataset
+from flmrec_spark.lm.dataset import Prepared
+from flmrec_spark.lm.manifest import text_digest
+from flmrec_spark.lm.trainer import Trainer, load_data
+from flmrec_spark.lm.validation import calibrate
+
+log = logging.getLogger("flmrec")
+
+
+def fingerprint(config: Config, prepared: Prepared) -> str:
+    """What a training depends on: its settings, the pretrained weights and the versions of the tables."""
+    weights = Path(config.model.path) / "model.safetensors"
+    size = weights.stat().st_size if weights.is_file() else 0
+    versions = ",".join(f"{name}={version}" for name, version in sorted(prepared.versions.items()))
+    parts = config.digest("prompts", "model", "finetune"), config.digest("prepare"), str(size), versions
+    return text_digest("|".join(parts))
+
+
+def finetune(config: Config, *, force: bool = False, stop_after: int | None = None) -> dict[str, object]:
+    """Trains and writes the checkpoint; returns what metrics.json holds, with `digest` and `status`.
+
+    A finished training with the same fingerprint is left as it is, an interrupted one goes on where it was last
+    saved and ends with the same weights. `stop_after` steps of this call it stops without a checkpoint.
+    """
+    prepared = dataset.read_tables(config.tables.root)
+    key = fingerprint(config, prepared)
+    found = checkpoint.read_metrics(config.checkpoint)
+    if found.get("fingerprint") == key and not force:
+        return {**found, "digest": checkpoint.load(config.checkpoint).digest, "status": "already done"}
+    started = time.perf_counter()
+    data = load_data(config, prepared)
+    trainer = Trainer(config, prepared, data)
+    folder = Path(config.checkpoint + ".training")
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    trainer.resume(folder, key)
+    if not _loop(trainer, folder, key, stop_after):
+        return {"status": "stopped", "step": trainer.step}
+    for name, module in trainer.modules.items():
+        module.load_state_dict(_part(load_file(folder / "best.safetensors"), name))
+    last = trainer.validate()
+    calibration = calibrate(last)
+    metrics: dict[str, object] = {
+        "fingerprint": key,
+        "validation": dict(last.metrics),
+        "history": trainer.history,
+        "steps": trainer.step,
+        "precision": trainer.precision,
+        "tables": dict(prepared.versions),
+        "counts": {
+            "items": len(data.catalog.item_ids),
+            "items_refused": int((~data.catalog.is_known).sum()),
+            "train_examples": len(data.train),
+            "history_cut": data.train.n_cut,
+        },
+    }
+    trainer.model.cpu()
+    digest = checkpoint.save(
+        config.checkpoint,
+        model=trainer.model,
+        segmenter=data.segmenter,
+        biases=trainer.bias.cpu().named(data.user_ids, data.catalog.item_ids),
+        calibration=calibration,
+        metrics=metrics,
+        config=config.as_dict(),
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    return {**metrics, "digest": digest, "status": "done", "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> bool:
+    """Runs to the end or to early stopping; false when stop_after came first."""
+    settings = trainer.config.finetune
+    first, started, n_examples = trainer.step, time.perf_counter(), 0
+    quiet = not sys.stderr.isatty()
+    bar = tqdm(total=trainer.n_steps, initial=first, unit="step", mininterval=30 if quiet else 0.5, desc="finetune")
+    with bar:
+        for step in trainer.steps():
+            if trainer.n_worse >= settings.early_stopping.patience:
+                break
+            value = trainer.learn(step)
+            n_examples += int(step.is_observed.sum())
+            rate = n_examples / (time.perf_counter() - started)
+            bar.set_postfix({"loss": f"{value:.4f}", "examples/s": f"{rate:.0f}"}, refresh=False)
+            bar.update()
+            at_end = trainer.step == trainer.n_steps
+            validated = trainer.step % trainer.validate_every == 0 or at_end
+            if validated:
+                _note(trainer, folder)
+            if validated or (settings.save_every and trainer.step % settings.save_every == 0):
+                trainer.save(folder, key)
+            if stop_after is not None and trainer.step - first >= stop_after and not at_end:
+                return False
+    return True
+
+
+def _note(trainer: Trainer, folder: Path) -> None:
+    """Validates, and keeps the weights when they are the best so far."""
+    found = trainer.validate()
+    log.info("finetune: step %d: %s", trainer.step, ", ".join(f"{k} {v:.4f}" for k, v in found.metrics.items()))
+    if trainer.is_best(found):
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {
+            f"{name}.{key}": value.detach().cpu().contiguous().clone()
+            for name, module in trainer.modules.items()
+            for key, value in module.state_dict().items()
+        }
+        draft = folder / "best.draft"
+        save_file(weights, draft)
+        draft.replace(folder / "best.safetensors")
+
+
+def _part(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,33 @@
+"""Scores of rendered texts: what SQL asks of the model, one pair a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from flmrec_spark.lm.scorer import Scorer, Scores
+from flmrec_spark.lm.segments import Segmenter
+
+
+@torch.inference_mode()
+def score_texts(
+    scorer: Scorer, segmenter: Segmenter, user_texts: Sequence[str | None], item_texts: Sequence[str | None]
+) -> Scores:
+    """Probabilities float64 (R,) of R pairs of texts; nan where one is null or the item exceeds its token budget.
+
+    A user or item that stands in several rows is encoded once.
+    """
+    items = sorted({text for text in item_texts if text is not None})
+    segments = dict(zip(items, segmenter.item_texts(items), strict=True))
+    rows_of: dict[str, list[int]] = {}
+    for row, (user, item) in enumerate(zip(user_texts, item_texts, strict=True)):
+        if user is not None and item is not None and segments[item] is not None:
+            rows_of.setdefault(user, []).append(row)
+    result = np.full(len(user_texts), np.nan)
+    for user, rows in rows_of.items():
+        asked = [segments[item_texts[row] or ""] or [] for row in rows]
+        logits = scorer.pair_logits(segmenter.user_text(user), segmenter.block(asked))
+        result[rows] = scorer.calibration.probability(logits)
+    return result

@@ -1,0 +1,141 @@
+"""The parts of fine-tuning: bias terms, forward, loss, optimizer and schedule.
+
+One row of training is one user prefix and the items it is asked about; the prefix is encoded once for all of
+them, and an item that several users are asked about is encoded once up to the join.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flmrec_spark.config import FinetuneConfig
+from flmrec_spark.lm.batches import Step
+from flmrec_spark.lm.checkpoint import Biases
+from flmrec_spark.lm.dataset import Floats
+from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.segments import TokenBlock
+
+_SHRINK = 5.0  # interactions that an average user or item counts for, in the biases before training
+
+
+class BiasTerms(nn.Module):
+    """Offsets on the logit by user and item, started at the shrunk log-odds of the train split.
+
+    Args:
+      counts, likes: float32 (U,) and (N,) pairs for users and items; None for both leaves the terms out.
+    """
+
+    def __init__(self, users: tuple[Floats, Floats] | None, items: tuple[Floats, Floats] | None) -> None:
+        super().__init__()
+        self.user = nn.Parameter(torch.from_numpy(_log_odds(*users)) if users else torch.zeros(0))
+        self.item = nn.Parameter(torch.from_numpy(_log_odds(*items)) if items else torch.zeros(0))
+
+    def forward(self, users: Tensor, items: Tensor, dropout: float) -> Tensor | float:
+        """users (B,), items (B, G) -> offsets (B, G); in training a share of the terms is 0, as for unknown ids."""
+        if not len(self.user):
+            return 0.0
+        user, item = self.user[users][:, None], self.item[items.clamp(min=0)]
+        if self.training and dropout > 0:
+            user = user * (torch.rand_like(user) >= dropout)
+            item = item * (torch.rand_like(item) >= dropout)
+        return user + item
+
+    def named(self, user_ids: list[str], item_ids: list[str]) -> Biases:
+        if not len(self.user):
+            return Biases({}, {})
+        user, item = self.user.detach().tolist(), self.item.detach().tolist()
+        return Biases(dict(zip(user_ids, user, strict=True)), dict(zip(item_ids, item, strict=True)))
+
+
+def _log_odds(counts: Floats, likes: Floats) -> Floats:
+    share = (likes.sum() + 0.5) / (counts.sum() + 1.0)
+    rate = (likes + _SHRINK * share) / (counts + _SHRINK)
+    return np.where(counts > 0, np.log(rate / (1 - rate)) - math.log(share / (1 - share)), 0.0).astype(np.float32)
+
+
+def step_logits(
+    model: SegmentedModel, bias: BiasTerms, step: Step, catalog: TokenBlock, *, bias_dropout: float
+) -> Tensor:
+    """Logits (B, G + K) of a step, float32; the columns without an item are meaningless."""
+    device = model.offset.device
+    grid = torch.from_numpy(step.grid).to(device)
+    users, items = torch.from_numpy(step.users).to(device), torch.from_numpy(step.items).to(device)
+    prefix_ids, prefix_lengths = _tensors(step.prefixes, device)
+    item_ids, item_lengths = _tensors(catalog.take(step.distinct.astype(np.intp)), device)
+    if model.join == "full":
+        n_rows, n_asked = grid.shape
+        rows = torch.arange(n_rows, device=device).repeat_interleave(n_asked)
+        pairs = (prefix_ids[rows], prefix_lengths[rows], item_ids[grid.flatten()], item_lengths[grid.flatten()])
+        logits = model.pair(*pairs).view(n_rows, n_asked)
+    else:
+        states = model.encode_users(prefix_ids, prefix_lengths)
+        logits = model.join_items(states, model.encode_items(item_ids, item_lengths), grid)
+    offsets: Tensor | float = bias(users, items, bias_dropout)
+    return logits + offsets
+
+
+def loss(logits: Tensor, part: Step, *, whole: Step, log_share: Floats, config: FinetuneConfig) -> Tensor:
+    """rating_weight * binary cross-entropy on the observed + ranking_weight * softmax of each liked item against the
+    row's negatives, corrected for how often each is drawn (sampled softmax: Bengio and Senecal 2008, eq. 10).
+
+    Divided by the counts of the whole step, so the losses of its parts add up to its own.
+    """
+    n_observed = part.labels.shape[1]
+    items = torch.from_numpy(part.items).to(logits.device)
+    labels = torch.from_numpy(part.labels).to(logits.device)
+    observed = torch.from_numpy(part.is_observed).to(logits.device)
+    rating: Tensor = nn.functional.binary_cross_entropy_with_logits(
+        logits[:, :n_observed][observed], labels[observed], reduction="sum"
+    ) / max(1, int(whole.is_observed.sum()))
+    if config.ranking_weight == 0.0:
+        return config.rating_weight * rating
+    share = torch.from_numpy(log_share).to(logits.device)[items.clamp(min=0)]
+    corrected = (logits - share).masked_fill(items < 0, -torch.inf)
+    ranked = torch.from_numpy(part.is_ranked).to(logits.device)
+    rows = ranked.nonzero()[:, 0]
+    against = corrected[:, n_observed:][rows].logsumexp(1)  # one per ranked item, each with a finite negative
+    margin = corrected[:, :n_observed][ranked] - against
+    ranking = -nn.functional.logsigmoid(margin).sum() / max(1, int(whole.is_ranked.sum()))
+    return config.rating_weight * rating + config.ranking_weight * ranking
+
+
+def optimizer(model: SegmentedModel, bias: BiasTerms, config: FinetuneConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over three groups: backbone, head, bias terms; no decay on vectors and scalars."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in model.backbone.parameters():
+        (decay if parameter.ndim > 1 else plain).append(parameter)
+    head = [model.item_weight, model.user_weight, model.dot, model.offset]
+    groups: list[dict[str, object]] = [
+        {"params": decay, "lr": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": plain, "lr": config.learning_rate, "weight_decay": 0.0},
+        {"params": head, "lr": config.head_learning_rate, "weight_decay": 0.0},
+        {"params": list(bias.parameters()), "lr": config.bias_learning_rate, "weight_decay": config.weight_decay},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def rate_factor(config: FinetuneConfig, n_steps: int) -> Callable[[int], float]:
+    """Step (from 0) -> factor on every learning rate: a linear rise, then the schedule's fall to 0."""
+    n_warm = math.ceil(config.warmup_share * n_steps)
+
+    def factor(step: int) -> float:
+        if step < n_warm:
+            return (step + 1) / n_warm
+        done = (step - n_warm) / max(1, n_steps - n_warm)
+        if config.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 1.0 if config.schedule == "constant" else max(0.0, 1.0 - done)
+
+    return factor
+
+
+def _tensors(block: TokenBlock, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(block.ids).to(device, torch.long), torch.from_numpy(block.lengths).to(device)

@@ -1,0 +1,90 @@
+"""How good a model is on held-out examples, measured as it is served, and the calibration fitted on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+
+from flmrec_spark import metrics
+from flmrec_spark.lm.checkpoint import Calibration
+from flmrec_spark.lm.dataset import Catalog, Examples, Floats
+from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.scorer import Scorer
+from flmrec_spark.lm.training import BiasTerms
+
+_K = 10  # cut-off of the validation's NDCG
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Metrics of a model on held-out examples, and the logits that they were computed from."""
+
+    metrics: Mapping[str, float]
+    logits: Floats
+    labels: Floats
+
+
+def validate(
+    model: SegmentedModel,
+    bias: BiasTerms,
+    data: Examples,
+    catalog: Catalog,
+    *,
+    seen: npt.NDArray[np.int64],
+    precision: str,
+) -> Validation:
+    """AUC, UAUC and log-loss on the observed targets; NDCG@10 of the liked ones among all items not seen in training.
+
+    `seen` holds sorted keys user * N + item. A row of `data` must hold all targets of its prefix, not a part of them.
+    """
+    was_training = model.training
+    model.eval()
+    scorer = Scorer(model, catalog.tokens, precision=precision, device=str(model.offset.device))
+    user_bias, item_bias = (part.detach().cpu().numpy() for part in (bias.user, bias.item))
+    n_items, n_rows = len(catalog.item_ids), len(data)
+    is_target = data.targets >= 0
+    logits = np.zeros(data.targets.shape, dtype=np.float32)
+    hits = np.zeros((n_rows, _K), dtype=bool)
+    is_liked = is_target & (data.labels > 0.5)
+    for row in range(n_rows):
+        user, targets = int(data.users[row]), data.targets[row][is_target[row]]
+        scores = scorer.logits(data.prefixes[row])
+        if len(user_bias):
+            scores = scores + item_bias + user_bias[user]
+        logits[row, : len(targets)] = scores[targets]
+        own = np.searchsorted(seen, [user * n_items, (user + 1) * n_items])
+        scores[~catalog.is_known] = -np.inf
+        scores[seen[own[0] : own[1]] - user * n_items] = -np.inf
+        top = np.argsort(-scores, kind="stable")[:_K]
+        hits[row, : len(top)] = np.isin(top, data.targets[row][is_liked[row]])
+    model.train(was_training)
+    users = np.repeat(data.users, is_target.sum(1))
+    labels, flat = data.labels[is_target], logits[is_target]
+    probabilities = 1 / (1 + np.exp(-flat.astype(np.float64)))
+    found = {
+        "auc": metrics.auc(labels, flat),
+        "uauc": metrics.uauc(users, labels, flat),
+        "log_loss": metrics.log_loss(labels, probabilities),
+        "ndcg": _mean(metrics.ndcg(hits, is_liked.sum(1), k=_K)),
+    }
+    return Validation(found, flat, labels)
+
+
+def calibrate(validation: Validation) -> Calibration:
+    """Platt's scaling on held-out logits (Platt 1999): maximum likelihood, no penalty.
+
+    Stays the identity when there is one label only, or when the logits order the labels backwards.
+    """
+    if len(np.unique(validation.labels)) < 2:
+        return Calibration()
+    fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(validation.logits[:, None], validation.labels)
+    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    return Calibration(slope, intercept) if slope > 0 else Calibration()
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

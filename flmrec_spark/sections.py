@@ -1,0 +1,181 @@
+"""The sections of a config: every key with its type, its default and what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Source(Section):
+    """Where rows come from: a path with its format, or a table by its catalog name."""
+
+    path: str | None = Field(None, description="file, folder or URI; needs `format`")
+    table: str | None = Field(None, description="catalog name, instead of `path`")
+    format: Literal["csv", "tsv", "parquet", "delta"] | None = None
+    columns: dict[str, str] = Field(default_factory=dict, description="our column: theirs; same names need no entry")
+    attributes: dict[str, str] | None = Field(
+        None, description="items and users: our attribute: their column; null takes every further column"
+    )
+    types: dict[str, Literal["string", "int", "double", "boolean"]] = Field(
+        default_factory=dict, description="type of an attribute; else as in the source (csv and tsv: string)"
+    )
+    options: dict[str, str | int | bool] = Field(default_factory=dict, description="options of Spark's reader")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.path is None) == (self.table is None):
+            raise ValueError("give either `path` or `table`")
+        if (self.path is None) != (self.format is None):
+            raise ValueError("`format` goes with `path`: csv, tsv, parquet or delta")
+        return self
+
+    @property
+    def place(self) -> str:
+        return self.path or self.table or ""
+
+
+class TablesConfig(Section):
+    root: str | None = Field(None, description="folder or URI of the Delta tables, each in <root>/<name>")
+    database: str = Field(
+        "default",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$",
+        description="catalog database (or catalog.database) that names the tables",
+    )
+    metastore: str | None = Field(None, description="folder of the embedded catalog; local masters only")
+
+
+class SplitConfig(Section):
+    by: Literal["user_time", "global_time", "leave_last_out", "random", "column"] = "user_time"
+    valid_share: Share = Field(0.1, description="share of the rows, between train and test")
+    test_share: Share = Field(0.1, description="share of the rows, the last ones")
+    seed: int = Field(1, description="for `random`, and for the order of rows that carry no timestamp")
+
+    @model_validator(mode="after")
+    def _room_for_train(self) -> SplitConfig:
+        if self.valid_share + self.test_share >= 1.0:
+            raise ValueError(f"valid_share + test_share: got {self.valid_share + self.test_share}, expected below 1")
+        return self
+
+
+class PrepareConfig(Section):
+    interactions: Source
+    items: Source | None = Field(None, description="null: items are the ids in the interactions, titled by their id")
+    users: Source | None = Field(None, description="null: users are the ids in the interactions")
+    rating_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="lowest and highest rating; rows outside are refused"
+    )
+    event_values: dict[str, float] = Field(default_factory=dict, description="what each event is worth")
+    liked_at_least: float | None = Field(None, description="liked: rating (or worth) >= this; null: all are")
+    timestamp_format: str = Field("auto", description="auto, seconds, milliseconds, or a Spark datetime pattern")
+    max_text_chars: Count = Field(10_000, description="longer ids, titles or attributes are refused")
+    max_reject_share: Share = Field(0.05, description="refused share of a source's rows above which the job stops")
+    targets_per_example: Count = Field(16, description="interactions that share one user prefix in training")
+    split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="after")
+    def _range_ascends(self) -> PrepareConfig:
+        if self.rating_range is not None and self.rating_range[0] >= self.rating_range[1]:
+            raise ValueError(f"rating_range: got {self.rating_range}, expected [lowest, highest]")
+        return self
+
+
+class PromptsConfig(Section):
+    template: str = Field("en", description="en, zh, or a path to your own YAML")
+    user_tokens: Count = Field(96, description="user segment, tokens; only the oldest history is cut to fit")
+    item_tokens: Count = Field(32, description="item segment, tokens; longer items are refused")
+    history_length: Count = Field(30, description="interactions in a prompt at most, before tokens are counted")
+
+
+class ModelConfig(Section):
+    path: str = Field(description="folder of a pretrained model with its tokenizer")
+    join: Literal["layer", "attention", "full"] = "layer"
+    join_layer: Annotated[int, Field(ge=0)] | Literal["last"] = Field(
+        "last", description="first layer in which the item sees the user; 0 .. number of layers; last = layers - 1"
+    )
+    bias_terms: bool = Field(True, description="learned offset per user and item, 0 for the unknown")
+
+
+class EarlyStoppingConfig(Section):
+    metric: Literal["uauc", "auc", "log_loss", "ndcg"] = "uauc"
+    patience: Count = Field(3, description="validations without a better value before training stops")
+
+
+class FinetuneConfig(Section):
+    epochs: Count = 3
+    max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null: after the epochs")
+    examples_per_step: Count = Field(32, description="user prefixes in an optimizer step")
+    accumulate_steps: Count = Field(1, description="parts in which a step's examples are computed, to save memory")
+    negatives: Annotated[int, Field(ge=0)] = Field(16, description="sampled unrated items per prefix")
+    negative_power: Share = Field(0.5, description="0: uniform; 1: by popularity; between: popularity to this power")
+    rating_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of binary cross-entropy on ratings")
+    ranking_weight: Annotated[float, Field(ge=0.0)] = Field(0.2, description="weight of softmax against the negatives")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
+    head_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the head, started from nothing")
+    bias_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-2, description="for the bias terms")
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    momentum: Share = Field(0.9, description="sgd only")
+    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    clip_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="largest norm of the gradient")
+    dropout: Share = 0.1
+    bias_dropout: Share = Field(0.2, description="share of bias terms set to 0, as they are for unknown ids")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: the faster of the two here")
+    validate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
+    valid_users: Count = Field(2000, description="users in a validation, drawn by seed")
+    save_every: Count | None = Field(None, description="steps between resume points; null: at each validation")
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    seed: int = 1
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> FinetuneConfig:
+        if self.rating_weight == 0.0 and self.ranking_weight == 0.0:
+            raise ValueError("rating_weight and ranking_weight: got 0 and 0, expected one above 0")
+        if self.ranking_weight > 0.0 and self.negatives == 0:
+            raise ValueError("negatives: got 0, expected >= 1 as ranking_weight is above 0")
+        return self
+
+
+class ScoreConfig(Section):
+    n: Count = Field(10, description="length of a published list")
+    depth: Count | None = Field(None, description="length of a staged list in top_n; null: n")
+    exclude_seen: bool = True
+    item_filter: str | None = Field(None, description="SQL predicate over items, such as in_stock = true")
+    candidates: Source | None = Field(None, description="pairs to score instead of all: user_id, item_id")
+    history_splits: Annotated[list[Literal["train", "valid", "test"]], Field(min_length=1)] = Field(
+        ["train", "valid", "test"], description="splits that history and seen items are from"
+    )
+    min_coverage: Share = Field(0.99, description="audit: share of the users that must get a list")
+    max_reject_share: Share = Field(0.01, description="audit: share of the items that may be refused")
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    partitions: Count | None = Field(None, description="tasks of the score stage; null: four per core")
+    broadcast_limit_mb: Annotated[int, Field(ge=0)] = Field(512, description="larger checkpoints travel as a file")
+    gpus_per_task: Annotated[int, Field(ge=0)] = Field(0, description="GPUs that a score task asks Spark for")
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> ScoreConfig:
+        if self.depth is not None and self.depth < self.n:
+            raise ValueError(f"depth: got {self.depth}, expected >= n = {self.n}")
+        if len(set(self.history_splits)) != len(self.history_splits):
+            raise ValueError(f"history_splits: got {self.history_splits}, expected each split once")
+        return self
+
+    @property
+    def staged_n(self) -> int:
+        return self.depth or self.n
+
+
+class EvaluateConfig(Section):
+    split: Literal["valid", "test"] = "test"
+    k: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [5, 10, 20], description="cut-offs")
+    max_users: Count = Field(100_000, description="held-out users measured, drawn by seed when there are more")
+    bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="resamples of users for 95 % intervals; 0: none")
+    seed: int = 1

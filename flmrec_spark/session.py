@@ -1,0 +1,106 @@
+"""The Spark session of a job: the cluster's settings as they are, and what a local run needs where they are silent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from py4j.protocol import Py4JJavaError
+from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
+from pyspark.logger import PySparkLogger
+from pyspark.sql import SparkSession
+
+from flmrec_spark.config import TablesConfig
+from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.tables.spark_errors import spark_message
+
+_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+_CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+# PySpark logs an exception's stack trace and SQL here, before raising it; the exception itself is enough.
+_LOUD = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")
+# For a local master only, and only where neither spark-submit nor spark-defaults.conf says otherwise: a cluster's
+# defaults are made for thousands of files and cost seconds per small table.
+_LOCAL = {
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.sql.shuffle.partitions": "4",
+    "spark.log.level": "FATAL",  # an error is one line of ours; Spark logs a failed task as ten stack traces
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.python.factory.idleWorkerMaxPoolSize": str(os.cpu_count() or 1),
+}
+
+
+def session(tables: TablesConfig, *, app_name: str) -> SparkSession:
+    """The session of a job: what spark-submit and spark-defaults.conf say, and Delta where they are silent.
+
+    Raises:
+      EnvironmentFault: no Java, no Delta jars, Delta shut out by the settings, or a locked embedded catalog.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    if "PYSPARK_GATEWAY_PORT" not in os.environ and not (os.environ.get("JAVA_HOME") or shutil.which("java")):
+        raise EnvironmentFault("Java: found none, expected 17 or newer on the PATH or in JAVA_HOME")
+    for name in _LOUD:
+        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)
+    # Only a conf made after the JVM knows what spark-submit and spark-defaults.conf say.
+    SparkContext._ensure_initialized()
+    conf = SparkConf()
+    conf.setIfMissing("spark.master", "local[*]")
+    if conf.get("spark.app.name", "") in ("", "pyspark-shell", Path(sys.argv[0]).name):
+        conf.set("spark.app.name", app_name)
+    conf.setIfMissing("spark.sql.extensions", _EXTENSION)
+    conf.setIfMissing("spark.sql.catalog.spark_catalog", _CATALOG)
+    if str(conf.get("spark.master")).startswith("local"):
+        for key, value in _LOCAL.items():
+            conf.setIfMissing(key, value)
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # not the first python3 on the PATH
+        if "PYSPARK_GATEWAY_PORT" not in os.environ:  # plain python: to spark-submit a shell, which gets the bars
+            conf.set("spark.ui.showConsoleProgress", "false")
+        if tables.metastore is not None and not conf.contains("spark.sql.catalogImplementation"):
+            _embedded_catalog(conf, Path(tables.metastore).absolute())
+    context = SparkContext.getOrCreate(conf)
+    _expect_delta(context, str(conf.get("spark.sql.extensions")))
+    spark = SparkSession.builder.config(conf=conf).getOrCreate()
+    spark.conf.set("spark.sql.session.timeZone", "UTC")
+    _expect_catalog(spark, tables)
+    return spark
+
+
+def _embedded_catalog(conf: SparkConf, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    url = f"jdbc:derby:;databaseName={folder};create=true"
+    conf.set("spark.sql.catalogImplementation", "hive")
+    conf.setIfMissing("spark.hadoop.javax.jdo.option.ConnectionURL", url)
+    conf.setIfMissing("spark.sql.warehouse.dir", str(folder.parent / "warehouse"))
+    conf.setIfMissing("spark.hadoop.datanucleus.schema.autoCreateAll", "true")
+
+
+def _expect_delta(context: SparkContext, extensions: str) -> None:
+    if _EXTENSION not in extensions:
+        raise EnvironmentFault(f"spark.sql.extensions: got {extensions}, expected {_EXTENSION} among them")
+    jvm = context._jvm
+    assert jvm is not None
+    jvm.java.lang.System.setProperty("derby.stream.error.file", os.devnull)
+    try:
+        jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(_EXTENSION)
+    except Py4JJavaError:
+        raise EnvironmentFault(
+            "Delta jars: not found, expected delta-spark and delta-storage in Spark's jars folder; "
+            "scripts/setup puts them there, a cluster gets them from its own settings or --packages"
+        ) from None
+
+
+def _expect_catalog(spark: SparkSession, tables: TablesConfig) -> None:
+    try:
+        spark.sql("SHOW DATABASES").collect()
+    except (PySparkException, Py4JJavaError) as fault:
+        if "Another instance of Derby" in str(fault) or "XSDB6" in str(fault) or "HiveMetaStoreClient" in str(fault):
+            raise EnvironmentFault(
+                f"catalog: {tables.metastore} is held by another process; the embedded catalog serves one at a time"
+            ) from None
+        raise EnvironmentFault(f"catalog: {spark_message(fault)}") from None

@@ -1,0 +1,118 @@
+"""Sends a checkpoint and a catalogue to the executors: as a Spark broadcast, or as a file above a size limit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+from pyspark import Broadcast, SparkFiles
+from pyspark.errors import AnalysisException
+from pyspark.resource import ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import ScoreConfig
+from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.stages.scores import Bundle, Shipped
+
+_MB = 1 << 20
+
+
+def ship(
+    spark: SparkSession,
+    *,
+    checkpoint: str,
+    items: DataFrame,
+    users: DataFrame,
+    score: ScoreConfig,
+    item_filter: str | None = None,
+) -> Shipped:
+    """Verifies the checkpoint, tokenises the items once and gives both to every executor.
+
+    Args:
+      items: the table; all of it travels, since histories show items that may no longer be listed.
+      users: the table; only its columns are looked at, to see that the template finds what it shows.
+      item_filter: SQL predicate over items; those for which it is not true are not listed.
+
+    Raises:
+      CheckpointError: the checkpoint is missing, damaged, foreign, or its tokenizer does not match.
+      ConfigError: the filter does not parse, names a column that items lack, or is no predicate.
+      InputError: no item may be listed.
+    """
+    from flmrec_spark.lm import checkpoint as checkpoints
+    from flmrec_spark.lm import worker
+    from flmrec_spark.lm.precision import resolve
+    from flmrec_spark.lm.segments import TOO_LONG_ITEM
+
+    found = checkpoints.load(checkpoint)
+    segmenter = found.segmenter()
+    table = _collect(items, item_filter)
+    rows = table.drop_columns([worker.IS_LISTED]).to_pylist()
+    found.template.check(item_fields=items.columns, user_fields=[name for name in users.columns if name != c.USER_ID])
+    segments = segmenter.items(rows)
+    allowed = table[worker.IS_LISTED].to_pylist()
+    listed = [is_allowed and segment is not None for is_allowed, segment in zip(allowed, segments, strict=True)]
+    rejected = [(row[c.ITEM_ID], TOO_LONG_ITEM) for row, segment in zip(rows, segments, strict=True) if segment is None]
+    if not any(listed):
+        raise InputError(
+            f"items: got {table.num_rows} of which none may be listed, expected some; see score.item_filter"
+        )
+    bundle_items = table.set_column(
+        table.column_names.index(worker.IS_LISTED), worker.IS_LISTED, pa.array(listed)
+    ).append_column(worker.TOKENS, pa.array([segment or [] for segment in segments], pa.list_(pa.int32())))
+    bundle, broadcast, file = _send(spark, found.folder, bundle_items, score.broadcast_limit_mb)
+    return Shipped(
+        digest=found.digest,
+        history_length=found.settings.history_length,
+        n_items=sum(listed),
+        rejected=rejected,
+        bundle=Bundle(bundle, resolve(score.precision), score.gpus_per_task > 0, broadcast, file),
+        profile=_profile(spark, score),
+    )
+
+
+def _collect(items: DataFrame, item_filter: str | None) -> pa.Table:
+    from flmrec_spark.lm import worker
+
+    try:
+        is_listed = (
+            F.lit(True) if item_filter is None else F.coalesce(F.expr(item_filter).cast("boolean"), F.lit(False))
+        )
+        marked = items.withColumn(worker.IS_LISTED, is_listed)
+    except AnalysisException as fault:
+        columns = ", ".join(items.columns)
+        raise ConfigError(
+            f"score.item_filter: got {item_filter!r}, expected a predicate over {columns}: {str(fault).splitlines()[0]}"
+        ) from None
+    return marked.orderBy(c.ITEM_ID).toArrow()
+
+
+def _send(
+    spark: SparkSession, folder: Path, items: pa.Table, limit_mb: int
+) -> tuple[str, Broadcast[bytes] | None, str | None]:
+    """(digest of the bundle, the broadcast or None, the name of the distributed file or None)."""
+    from flmrec_spark.lm import worker
+
+    # The application's own folder: it lives as long as executors may ask for the file, and Spark removes it.
+    target = Path(SparkFiles.getRootDirectory()) / "flmrec-driver" / "bundle.tar"
+    target.parent.mkdir(exist_ok=True)
+    worker.pack(folder, items, target)
+    with target.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if target.stat().st_size <= limit_mb * _MB:
+        payload = target.read_bytes()
+        target.unlink()
+        return digest, spark.sparkContext.broadcast(payload), None
+    named = target.rename(target.with_name(f"{digest}.tar"))
+    spark.sparkContext.addFile(str(named))
+    return digest, None, named.name
+
+
+def _profile(spark: SparkSession, score: ScoreConfig) -> ResourceProfile | None:
+    """A profile that asks for GPUs in the score stage alone; None on CPUs and for a local master, which has none."""
+    if score.gpus_per_task == 0 or str(spark.sparkContext.master).startswith("local["):
+        return None
+    requests = TaskResourceRequests().cpus(1).resource("gpu", score.gpus_per_task)
+    return ResourceProfileBuilder().require(requests).build

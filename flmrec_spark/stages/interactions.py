@@ -1,0 +1,173 @@
+"""Interactions as people bring them -> typed rows, each accepted or refused with a reason.
+
+Reasons, the first that applies: malformed row, missing user_id, missing item_id, text too long, unreadable rating,
+rating out of range, unknown event, no rating or event, unreadable timestamp, unknown split, item not in items,
+exact duplicate, conflicting duplicate. A user may meet an item many times, at different times; of rows with one
+user, item and timestamp the one of the highest value is kept, and without timestamps one row per user and item.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import PrepareConfig
+from flmrec_spark.errors import ConfigError
+from flmrec_spark.stages.rejects import CONTENT, REFUSED, among_accepted, content, first_reason, is_blank
+from flmrec_spark.tables.sources import MALFORMED
+
+_SPELLINGS = {
+    "train": c.TRAIN,
+    "valid": c.VALID,
+    "validation": c.VALID,
+    "val": c.VALID,
+    "dev": c.VALID,
+    "eval": c.VALID,
+    "test": c.TEST,
+}
+_MILLISECONDS_FROM = 1e11  # in seconds this is the year 5138, in milliseconds 1973
+_FIRST_MICROS, _LAST_MICROS = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
+_ISO_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}"
+_RATING_READ, _TIME_READ, _WORTH, _KNOWN = "row:rating", "row:time", "row:worth", "row:known"
+_ROW = (c.USER_ID, c.ITEM_ID, c.TIMESTAMP, c.RATING, c.EVENT, c.VALUE, c.IS_LIKED, c.SPLIT)
+
+
+def clean_interactions(frame: DataFrame, config: PrepareConfig, *, items: DataFrame | None) -> DataFrame:
+    """Every row of the source with REFUSED and CONTENT; `split` is null unless the config takes it from a column.
+
+    Args:
+      frame: what `read_source` gives.
+      items: accepted items, unique by item_id; null accepts every item_id.
+
+    Raises:
+      ConfigError: the config asks for what the source does not have: a worth of its events, or times.
+    """
+    _expect_usable(frame, config)
+    tagged = _tagged(_parsed(frame, config), config)
+    if items is not None:
+        known = items.select(c.ITEM_ID, F.lit(True).alias(_KNOWN))
+        joined = tagged.join(known, on=c.ITEM_ID, how="left")
+        tagged = _refuse(joined, F.when(F.col(_KNOWN).isNull(), F.lit("item not in items")))
+    return _without_duplicates(tagged)
+
+
+def _expect_usable(frame: DataFrame, config: PrepareConfig) -> None:
+    has = set(frame.columns)
+    if c.EVENT in has and c.RATING not in has and not config.event_values:
+        raise ConfigError(
+            "prepare.event_values: got none, expected what each event is worth, such as {view: 1, buy: 3}, "
+            "as the interactions have events and no ratings"
+        )
+    if config.split.by == "global_time" and c.TIMESTAMP not in has:
+        raise ConfigError(
+            "prepare.split.by: got global_time, expected user_time, leave_last_out or random, "
+            "as the interactions have no timestamp"
+        )
+
+
+def _parsed(frame: DataFrame, config: PrepareConfig) -> DataFrame:
+    """The columns as given (those that are missing: null) and what was read from them."""
+    has = set(frame.columns)
+    missing = {name: F.lit(None).cast("string") for name in c.INTERACTION_COLUMNS if name not in has}
+    every = frame.withColumns(missing) if missing else frame
+    worths = [F.when(F.col(c.EVENT) == event, F.lit(float(worth))) for event, worth in config.event_values.items()]
+    kind = every.schema[c.TIMESTAMP].dataType
+    return every.select(
+        *c.INTERACTION_COLUMNS,
+        MALFORMED,
+        F.col(c.RATING).try_cast("double").alias(_RATING_READ),
+        F.coalesce(*worths, F.lit(None).cast("double")).alias(_WORTH),
+        # A frame without times has no unreadable ones.
+        (_time(kind, config.timestamp_format) if c.TIMESTAMP in has else F.lit(None).cast("timestamp")).alias(
+            _TIME_READ
+        ),
+        F.lit(c.TIMESTAMP in has).alias("row:has_time"),
+        F.lit(c.RATING in has or bool(config.event_values)).alias("row:has_value"),
+    )
+
+
+def _time(kind: T.DataType, pattern: str) -> Column:
+    """Null where it cannot be read."""
+    given = F.col(c.TIMESTAMP)
+    if isinstance(kind, (T.TimestampType, T.TimestampNTZType, T.DateType)):
+        return given.cast("timestamp")
+    if pattern not in ("auto", "seconds", "milliseconds"):
+        return F.try_to_timestamp(given.cast("string"), F.lit(pattern))
+    number = given.try_cast("double")
+    is_seconds = {"auto": F.abs(number) < _MILLISECONDS_FROM, "seconds": F.lit(True), "milliseconds": F.lit(False)}
+    micros = F.round(F.when(is_seconds[pattern], number * 1e6).otherwise(number * 1e3))
+    in_range = micros.between(_FIRST_MICROS, _LAST_MICROS)
+    from_number = F.when(in_range, F.timestamp_micros(micros.try_cast("long")))
+    if pattern != "auto" or not isinstance(kind, T.StringType):
+        return from_number
+    # Spark reads 12:30 as a time of today, so that a run of tomorrow would give another table: a date is required.
+    from_text = F.when(given.rlike(_ISO_DATE), given.try_cast("timestamp"))
+    return F.coalesce(from_number, from_text)
+
+
+def _tagged(parsed: DataFrame, config: PrepareConfig) -> DataFrame:
+    value = F.coalesce(_RATING_READ, _WORTH, F.when(~F.col("row:has_value"), F.lit(1.0)))
+    liked = F.lit(True) if config.liked_at_least is None else value >= config.liked_at_least
+    given = F.lower(F.btrim(F.col(c.SPLIT)))
+    splits = [F.when(given == spelling, F.lit(split)) for spelling, split in _SPELLINGS.items()]
+    from_column = config.split.by == "column"
+    split = F.coalesce(*splits) if from_column else F.lit(None).cast("string")
+    reason = first_reason(_reasons(config, value) | {"unknown split": F.lit(from_column) & split.isNull()})
+    return parsed.select(
+        c.USER_ID,
+        c.ITEM_ID,
+        F.col(_TIME_READ).alias(c.TIMESTAMP),
+        F.col(_RATING_READ).alias(c.RATING),
+        c.EVENT,
+        value.alias(c.VALUE),
+        liked.alias(c.IS_LIKED),
+        split.alias(c.SPLIT),
+        reason.alias(REFUSED),
+        content(reason, (*c.INTERACTION_COLUMNS, MALFORMED)).alias(CONTENT),
+    )
+
+
+def _reasons(config: PrepareConfig, value: Column) -> dict[str, Column]:
+    """Reason -> condition, in the order in which they apply; those that need other rows follow."""
+    rating = F.col(_RATING_READ)
+    lowest, highest = config.rating_range or (None, None)
+    outside = F.isnan(rating) | (F.abs(rating) == float("inf"))
+    if lowest is not None and highest is not None:
+        outside = outside | ~rating.between(lowest, highest)
+    lengths = (F.length(name) > config.max_text_chars for name in (c.USER_ID, c.ITEM_ID, c.EVENT))
+    is_blank_event = is_blank(F.col(c.EVENT))
+    return {
+        "malformed row": F.col(MALFORMED).isNotNull(),
+        "missing user_id": is_blank(F.col(c.USER_ID)),
+        "missing item_id": is_blank(F.col(c.ITEM_ID)),
+        "text too long": reduce(Column.__or__, (F.coalesce(too_long, F.lit(False)) for too_long in lengths)),
+        "unreadable rating": rating.isNull() & ~is_blank(F.col(c.RATING).cast("string")),
+        "rating out of range": outside,
+        "unknown event": F.lit(bool(config.event_values)) & ~is_blank_event & F.col(_WORTH).isNull(),
+        "no rating or event": value.isNull(),
+        "unreadable timestamp": F.col("row:has_time") & F.col(_TIME_READ).isNull(),
+    }
+
+
+def _without_duplicates(tagged: DataFrame) -> DataFrame:
+    same = (c.RATING, c.EVENT, c.SPLIT)
+    order = [F.desc(c.VALUE), F.desc_nulls_last(c.RATING), F.asc_nulls_last(c.EVENT), F.asc_nulls_last(c.SPLIT)]
+    frame, window = among_accepted(tagged, (c.USER_ID, c.ITEM_ID, c.TIMESTAMP), order)
+    # Rows that are equal in all of the order stand next to each other.
+    is_same = reduce(Column.__and__, (F.col(name).eqNullSafe(F.lag(name).over(window)) for name in same))
+    is_repeat = F.row_number().over(window) > 1
+    reason = F.when(is_repeat & is_same, F.lit("exact duplicate")).when(is_repeat, F.lit("conflicting duplicate"))
+    # Materialised first: Spark would write the windows out once for every use.
+    return _refuse(frame.withColumn("row:repeat", reason), F.col("row:repeat"))
+
+
+def _refuse(frame: DataFrame, reason: Column) -> DataFrame:
+    """Refuses accepted rows for a further reason."""
+    first = F.coalesce(REFUSED, reason)
+    shown = (c.USER_ID, c.ITEM_ID, c.RATING, c.EVENT, c.TIMESTAMP, c.SPLIT)
+    written = F.coalesce(F.col(CONTENT), content(first, shown))
+    return frame.select(*_ROW, first.alias(REFUSED), written.alias(CONTENT))

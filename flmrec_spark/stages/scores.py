@@ -1,0 +1,194 @@
+"""Users in, their lists out: the only place where the model meets Spark.
+
+One row in is one user, at most n rows out are that user's list. Scores never leave the worker: no frame of users x
+items ever exists, and nothing but the lists is shuffled or written.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyspark import Broadcast, SparkFiles, TaskContext
+from pyspark.resource import ResourceProfile
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.functions import pandas_udf
+
+from flmrec_spark import columns as c
+
+NO_CANDIDATES = "no item left to list"
+OUTPUT = (
+    f"{c.USER_ID} string, {c.RANK} int, {c.ITEM_ID} string, {c.SCORE} double, "
+    f"{c.HAS_HISTORY} boolean, history_cut int, {c.REASON} string"
+)
+_RESERVED = (c.USER_ID, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a task needs to load the model: small, since Spark sends it with every task."""
+
+    digest: str
+    precision: str
+    uses_gpu: bool
+    broadcast: Broadcast[bytes] | None  # either this
+    file: str | None  # or the name of a distributed file
+
+    def worker(self) -> Any:
+        """The loaded worker of this process; runs on executors, inside a task."""
+        from flmrec_spark.lm import worker  # here: the driver needs no torch to plan the stage
+
+        context = TaskContext.get()
+        assert context is not None
+        gpus = context.resources().get("gpu") if self.uses_gpu else None
+        addresses = gpus.addresses if gpus is not None else [] if self.uses_gpu else None
+        device = worker.device_of(addresses, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        folder = worker.unpack(Path(SparkFiles.getRootDirectory()) / "flmrec", self.digest, self._open)
+        return worker.load(folder, precision=self.precision, device=device, threads=max(1, context.cpus()))
+
+    def _open(self) -> Any:
+        if self.broadcast is not None:
+            return io.BytesIO(self.broadcast.value)
+        assert self.file is not None
+        return Path(SparkFiles.get(self.file)).open("rb")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A checkpoint and a catalogue on their way to the executors; made by `ship.ship`."""
+
+    digest: str  # of the checkpoint
+    history_length: int
+    n_items: int  # that may be listed
+    rejected: list[tuple[str, str]]  # (item_id, reason) of items that no prompt can show
+    bundle: Bundle
+    profile: ResourceProfile | None
+
+
+def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
+    """The n best items of each user, by score descending, then item_id.
+
+    Args:
+      users: rows of `user_prompts.user_prompts`.
+      n: length of a list at most; shorter when fewer items are left.
+
+    Returns:
+      user_id, rank (1 is best), item_id, score (calibrated probability), has_history, history_cut (interactions
+      that the token budget left out), reason. A user without a list has one row of rank 0 that says why.
+    """
+    profile, bundle = [column for column in users.columns if column not in _RESERVED], shipped.bundle
+
+    def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        worker = bundle.worker()
+        for batch in batches:
+            lists = [_list(user, worker, n) for user in _users(batch, worker, profile)]
+            yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
+
+    planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
+    return planned.mapInArrow(score_batches, OUTPUT, profile=shipped.profile)
+
+
+@dataclass(frozen=True)
+class _User:
+    user_id: str
+    profile: dict[str, Any]
+    history: list[dict[str, Any]]
+    excluded: Any  # places in the catalogue, int (E,)
+    candidates: Any  # places in the catalogue, or None for all
+
+
+def _users(batch: pa.RecordBatch, worker: Any, profile: list[str]) -> Iterator[_User]:
+    """The users of a batch; item ids become places without a Python object per id."""
+    excluded, candidates = (_places(batch.column(name), worker) for name in (c.EXCLUDED, c.CANDIDATES))
+    rows = batch.select([c.USER_ID, c.HISTORY, *profile]).to_pylist()
+    for row, own, asked in zip(rows, excluded, candidates, strict=True):
+        yield _User(row[c.USER_ID], {name: row[name] for name in profile}, row[c.HISTORY], own, asked)
+
+
+def _places(lists: pa.ListArray, worker: Any) -> list[Any]:
+    flat = worker.catalogue.places(lists.flatten())
+    sizes = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    parts = np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else []
+    return [
+        part[part >= 0] if is_valid else None
+        for part, is_valid in zip(parts, lists.is_valid().to_pylist(), strict=True)
+    ]
+
+
+def _list(user: _User, worker: Any, n: int) -> pa.RecordBatch:
+    from flmrec_spark.lm.scorer import best
+    from flmrec_spark.lm.segments import TOO_LONG_USER, Interaction
+
+    fields = worker.catalogue.fields
+    places = worker.catalogue.places(pa.array([entry[c.ITEM_ID] for entry in user.history], pa.string()))
+    history = [
+        Interaction(fields[place], entry[c.IS_LIKED], entry[c.VALUE])
+        for place, entry in zip(places, user.history, strict=True)
+        if place >= 0  # the item has left the catalogue since
+    ]
+    segment = worker.segmenter.user(user.profile, history)
+    has_history = len(history) > 0
+    if segment is None:
+        return _rows(user, has_history, 0, reason=TOO_LONG_USER)
+    is_left = np.ones(len(worker.catalogue.listed), dtype=bool)
+    is_left[_known(worker.row_of_place[user.excluded])] = False
+    asked = None if user.candidates is None else np.unique(_known(worker.row_of_place[user.candidates]))
+    if asked is not None:
+        asked = asked[is_left[asked]]
+    if not (is_left.any() if asked is None else len(asked)):
+        return _rows(user, has_history, segment.n_cut, reason=NO_CANDIDATES)
+    bias = worker.biases.user.get(user.user_id, 0.0)
+    values = worker.scorer.score(segment.ids, user_bias=bias, items=asked)
+    top = best(values, n, allowed=is_left if asked is None else None)
+    listed = worker.catalogue.listed[top if asked is None else asked[top]]
+    return _rows(
+        user, has_history, segment.n_cut, items=worker.catalogue.ids.take(pa.array(listed)), values=values[top]
+    )
+
+
+def _known(rows: Any) -> Any:
+    return rows[rows >= 0]
+
+
+def _rows(
+    user: _User, has_history: bool, n_cut: int, *, items: Any = None, values: Any = None, reason: str | None = None
+) -> pa.RecordBatch:
+    n = 1 if items is None else len(items)
+    first = 0 if items is None else 1
+    columns = {
+        c.USER_ID: pa.array([user.user_id] * n, pa.string()),
+        c.RANK: pa.array(np.arange(first, first + n), pa.int32()),
+        c.ITEM_ID: pa.nulls(1, pa.string()) if items is None else items,
+        c.SCORE: pa.nulls(1, pa.float64()) if items is None else pa.array(values, pa.float64()),
+        c.HAS_HISTORY: pa.array([has_history] * n, pa.bool_()),
+        "history_cut": pa.array([n_cut] * n, pa.int32()),
+        c.REASON: pa.array([reason] * n, pa.string()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def register(spark: SparkSession, shipped: Shipped, *, name: str = "flmrec_score") -> None:
+    """Registers `flmrec_score(user_text, item_text)`: the calibrated probability, without bias terms, as SQL.
+
+    Null where a text is null, or where the item's text exceeds the token budget; the end of a long user text is
+    cut, where the oldest history stands.
+    """
+
+    bundle = shipped.bundle
+
+    def flmrec_score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
+        from flmrec_spark.lm.texts import score_texts
+
+        worker = bundle.worker()
+        for user_texts, item_texts in batches:
+            values = score_texts(worker.scorer, worker.segmenter, user_texts.to_list(), item_texts.to_list())
+            yield pd.Series(values, dtype="float64")
+
+    spark.udf.register(name, pandas_udf(flmrec_score, "double"))  # type: ignore[call-overload]

@@ -1,0 +1,107 @@
+"""Accepted interactions -> the order of each user's rows (`moment`), and train, valid or test.
+
+user_time: row k of a user's n, by time then item_id, is train when k/n <= 1 - valid_share - test_share, valid when
+k/n <= 1 - test_share, else test; so a user with one row is a test user without history. global_time: the same for
+all rows by time, rows at a cut going to the later split, so no train row is at or after a valid row's time.
+leave_last_out: a user's last row is test, the one before valid; users of fewer than three rows are all train.
+random: by a seeded hash of the row. column: as the source says.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import SplitConfig
+
+# Splits by which a user's valid rows all follow their train rows, and their test rows those.
+FORWARD = ("user_time", "global_time", "leave_last_out")
+
+_HASH_STEPS = 2**53
+_VALID_FROM, _TEST_FROM = "row:valid_from", "row:test_from"
+
+
+def with_moments(interactions: DataFrame, *, seed: int) -> DataFrame:
+    """Adds `moment`. Rows without timestamps get an order that is arbitrary, but the same in every run."""
+    no_time = F.col(c.TIMESTAMP).isNull()
+    order = (
+        F.col(c.TIMESTAMP),
+        F.when(no_time, F.xxhash64(F.lit(seed), c.USER_ID, c.ITEM_ID)),
+        F.when(no_time, F.col(c.ITEM_ID)),
+    )
+    return interactions.withColumn(c.MOMENT, F.dense_rank().over(Window.partitionBy(c.USER_ID).orderBy(*order)))
+
+
+def with_splits(interactions: DataFrame, config: SplitConfig) -> DataFrame:
+    """Sets `split`; needs `moment`, unique with user_id and item_id."""
+    if config.by == "column":
+        return interactions
+    if config.by == "global_time":
+        return _by_global_time(interactions, config)
+    if config.by == "random":
+        hashed = F.xxhash64(F.lit(config.seed), c.USER_ID, c.ITEM_ID, c.MOMENT)
+        draw = F.pmod(hashed, F.lit(_HASH_STEPS)) + 1
+        return interactions.withColumn(c.SPLIT, _by_share(draw, F.lit(_HASH_STEPS), config))
+    user = Window.partitionBy(c.USER_ID)
+    in_order = user.orderBy(c.MOMENT, c.ITEM_ID)
+    numbered = interactions.withColumns(
+        {"row:k": F.row_number().over(in_order).cast("long"), "row:n": F.count(F.lit(1)).over(user)}
+    )
+    k, n = F.col("row:k"), F.col("row:n")
+    by = _by_share(k, n, config) if config.by == "user_time" else _last_out(k, n)
+    return numbered.withColumn(c.SPLIT, by).drop("row:k", "row:n")
+
+
+def _by_share(k: Column, n: Column, config: SplitConfig) -> Column:
+    train, early = _cuts(config)
+    return F.when(_is_within(k, n, train), c.TRAIN).when(_is_within(k, n, early), c.VALID).otherwise(c.TEST)
+
+
+def _last_out(k: Column, n: Column) -> Column:
+    return F.when((n < 3) | (k < n - 1), c.TRAIN).when(k < n, c.VALID).otherwise(c.TEST)
+
+
+def _cuts(config: SplitConfig) -> tuple[Fraction, Fraction]:
+    """Share of train, and of train and valid; as written in the config, which in binary 0.1 is not."""
+    valid, test = (
+        Fraction(str(share)).limit_denominator(1_000_000) for share in (config.valid_share, config.test_share)
+    )
+    return 1 - valid - test, 1 - test
+
+
+def _is_within(k: Column, n: Column, share: Fraction) -> Column:
+    """k/n <= share, in whole numbers: no rounding moves a row. Decimal, as 2**53 times a denominator is no long."""
+    times = [F.lit(part).cast("decimal(7,0)") for part in (share.denominator, share.numerator)]
+    return k.cast("decimal(19,0)") * times[0] <= n.cast("decimal(19,0)") * times[1]
+
+
+def _by_global_time(interactions: DataFrame, config: SplitConfig) -> DataFrame:
+    cuts = _cut_times(interactions, config)
+    time = F.col(c.TIMESTAMP)
+    # A cut that no row reaches is null: every row is before it.
+    split = F.when(time >= F.col(_TEST_FROM), c.TEST).when(time >= F.col(_VALID_FROM), c.VALID).otherwise(c.TRAIN)
+    return interactions.crossJoin(F.broadcast(cuts)).withColumn(c.SPLIT, split).drop(_VALID_FROM, _TEST_FROM)
+
+
+def _cut_times(interactions: DataFrame, config: SplitConfig) -> DataFrame:
+    """One row: the first times that are not train, and not valid. Times are ranked day by day, in parallel."""
+    day = F.to_date(c.TIMESTAMP).alias("day")
+    times = interactions.groupBy(day, c.TIMESTAMP).agg(F.count(F.lit(1)).alias("rows"))
+    by_day = Window.orderBy("day")
+    days = times.groupBy("day").agg(F.sum("rows").alias("day_rows"))
+    days = days.select(
+        "day",
+        (F.sum("day_rows").over(by_day) - F.col("day_rows")).alias("before"),
+        F.sum("day_rows").over(by_day.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)).alias("n"),
+    )
+    within = F.sum("rows").over(Window.partitionBy("day").orderBy(c.TIMESTAMP))
+    ranked = times.join(F.broadcast(days), on="day", how="inner").withColumn("k", F.col("before") + within)
+    train, early = _cuts(config)
+    first = [
+        F.min(F.when(~_is_within(F.col("k"), F.col("n"), share), F.col(c.TIMESTAMP))).alias(name)
+        for share, name in ((train, _VALID_FROM), (early, _TEST_FROM))
+    ]
+    return ranked.agg(*first)

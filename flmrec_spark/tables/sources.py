@@ -1,0 +1,256 @@
+"""Reading what people bring: csv, tsv, Parquet or Delta, by path or catalog name, under our column names.
+
+Ids, title, event and split come out as strings, exactly as given; rating, timestamp and attributes keep the
+type of the source, which for csv and tsv is string. Nothing is dropped: a line that does not split into the
+columns comes out with its raw text in MALFORMED. A csv follows RFC 4180 but for line breaks inside quotes, which
+need the option `multiLine: true`; a tsv has no quoting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from delta.tables import DeltaTable
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import Source
+from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.prompts import ATTRIBUTES, PROFILE
+from flmrec_spark.tables.spark_errors import spark_message
+
+log = logging.getLogger("flmrec")
+
+# A colon is in no attribute's name, so names of working columns cannot clash with the user's.
+MALFORMED = "row:malformed"
+
+# Columns that later frames and templates hold beside the attributes.
+RESERVED = frozenset(
+    {c.USER_ID, c.ITEM_ID, c.TITLE, c.RATING, c.MOMENT, c.HISTORY, c.HISTORY_LENGTH, c.TARGETS}
+    | {c.CANDIDATES, c.EXCLUDED, c.HAS_HISTORY, PROFILE, ATTRIBUTES}
+)
+_WHOLE = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+_NUMBER = (*_WHOLE, T.FloatType, T.DoubleType, T.DecimalType)
+_TIME = (T.DateType, T.TimestampType, T.TimestampNTZType)
+_SIMPLE = (T.StringType, T.BooleanType, *_NUMBER, *_TIME)
+_KINDS: dict[str, tuple[type[T.DataType], ...]] = {
+    c.RATING: (T.StringType, T.BooleanType, *_NUMBER),
+    c.TIMESTAMP: (T.StringType, *_NUMBER, *_TIME),
+    c.TITLE: _SIMPLE,
+}
+_TEXT_OPTIONS = {
+    "csv": {"quote": '"', "escape": '"'},
+    "tsv": {"sep": "\t", "quote": "", "escape": ""},
+}
+_OURS = {"mode", "columnnameofcorruptrecord", "enforceschema", "inferschema"}
+
+
+def read_source(
+    spark: SparkSession,
+    source: Source,
+    *,
+    name: str,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    with_attributes: bool = False,
+) -> DataFrame:
+    """The standard columns that the source has, its attributes, and MALFORMED.
+
+    Args:
+      name: the source's section in the config, for messages.
+      required: standard columns that must be there.
+      optional: standard columns that are taken when they are there.
+      with_attributes: take `source.attributes` too; null means every further column with a plain name.
+
+    Raises:
+      ConfigError: the mapping names a column that is none of ours, or an attribute that is reserved or unknown.
+      InputError: no such file or table, not of that format, empty, or a column missing or of a wrong type.
+    """
+    _expect_known(source, name, (*required, *optional), with_attributes)
+    frame = _opened(spark, source, name)
+    theirs = frame.columns[:-1]
+    chosen = _standard(source, name, theirs, required, optional)
+    if with_attributes:
+        taken = set(chosen.values())
+        fields = dict(zip(theirs, (field.dataType for field in frame.schema.fields), strict=False))
+        chosen |= _attributes(source, name, {key: kind for key, kind in fields.items() if key not in taken}, fields)
+    _expect_distinct(chosen, name)
+    # By position: names may hold dots, colons and backticks, or differ only by case.
+    placed = frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
+    picked = []
+    for ours, name_in_source in chosen.items():
+        place = theirs.index(name_in_source)
+        kind = frame.schema.fields[place].dataType
+        picked.append(_as_ours(F.col(f"_{place}"), ours, kind, f"{name}: column {name_in_source!r}").alias(ours))
+    return placed.select(*picked, F.col(f"_{len(theirs)}").alias(MALFORMED))
+
+
+@contextmanager
+def reading(source: Source, name: str) -> Iterator[None]:
+    """Around the first action on a source: turns damage that shows only then into an InputError."""
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as fault:
+        if "FAILED_READ_FILE" not in str(fault):
+            raise
+        raise InputError(f"{name}: {source.place} is not readable to its end: {spark_message(fault)}") from fault
+
+
+def check_timestamp_format(spark: SparkSession, pattern: str) -> None:
+    """Raises ConfigError unless it is auto, seconds, milliseconds or a pattern that Spark parses with."""
+    if pattern in ("auto", "seconds", "milliseconds"):
+        return
+    try:
+        spark.range(1).select(F.try_to_timestamp(F.col("id").cast("string"), F.lit(pattern))).collect()
+    except (PySparkException, Py4JJavaError) as fault:
+        raise ConfigError(
+            f"prepare.timestamp_format: got {pattern!r}, expected auto, seconds, milliseconds or a Spark datetime "
+            f"pattern such as yyyy-MM-dd HH:mm:ss: {spark_message(fault)}"
+        ) from None
+
+
+def _expect_known(source: Source, name: str, known: Sequence[str], with_attributes: bool) -> None:
+    for ours in source.columns:
+        if ours not in known:
+            cure = f"; name it in {name}.attributes" if with_attributes else ""
+            raise ConfigError(f"{name}.columns.{ours}: got no column of ours, expected one of {', '.join(known)}{cure}")
+    if not with_attributes and (source.attributes or source.types):
+        raise ConfigError(f"{name}: got attributes or types, expected none: they belong to items and users")
+    taken = sorted(key for key in source.options if key.lower() in _OURS)
+    if taken:
+        raise ConfigError(f"{name}.options.{taken[0]}: not yours to set; every column is read as text, every line kept")
+
+
+def _opened(spark: SparkSession, source: Source, name: str) -> DataFrame:
+    """The source as it is, MALFORMED as its last column."""
+    expected = "a catalog table" if source.path is None else f"a {source.format} file or folder"
+    try:
+        if source.format in _TEXT_OPTIONS:
+            return _text(spark, source, name)
+        reader = spark.read.options(**source.options)
+        if source.path is None:
+            frame = reader.table(source.place)
+        else:
+            if source.format == "parquet" and DeltaTable.isDeltaTable(spark, source.path):
+                raise InputError(
+                    f"{name}: got a Delta table, expected Parquet files; set format: delta for {source.path}"
+                )
+            frame = reader.format(str(source.format)).load(source.path)
+    except (PySparkException, Py4JJavaError) as fault:
+        condition = fault.getCondition() if isinstance(fault, PySparkException) else None
+        if condition in ("PATH_NOT_FOUND", "TABLE_OR_VIEW_NOT_FOUND", "DELTA_PATH_DOES_NOT_EXIST"):
+            raise InputError(f"{name}: got {source.place}, expected {expected}; there is none") from None
+        if condition == "UNABLE_TO_INFER_SCHEMA":
+            raise InputError(f"{name}: got an empty folder, expected {expected} with rows; at {source.place}") from None
+        raise InputError(f"{name}: {source.place} is not {expected}: {spark_message(fault)}") from fault
+    return frame.withColumn(MALFORMED, F.lit(None).cast("string"))
+
+
+def _text(spark: SparkSession, source: Source, name: str) -> DataFrame:
+    options: dict[str, str | int | bool] = {"header": True, "encoding": "UTF-8"}
+    options |= _TEXT_OPTIONS[str(source.format)] | source.options
+    names = spark.read.options(**options).csv(source.place).columns
+    if not names:
+        raise InputError(f"{name}: got an empty file, expected a {source.format} with rows; at {source.place}")
+    if any("\x00" in column or "\ufffd" in column for column in names):
+        raise InputError(
+            f"{name}: got bytes that are no {options['encoding']} text, expected a {source.format}, "
+            f"or its encoding in {name}.options.encoding; at {source.place}"
+        )
+    # A header without a name, such as that of a pandas index, is named _c0 by Spark and would fail the check that
+    # every file of a folder has the same header.
+    is_named = not any(column.startswith("_c") for column in names)
+    schema = T.StructType([T.StructField(column, T.StringType()) for column in (*names, MALFORMED)])
+    forced: dict[str, str | bool] = {
+        "mode": "PERMISSIVE",
+        "columnNameOfCorruptRecord": MALFORMED,
+        "enforceSchema": not is_named,
+    }
+    return spark.read.options(**options).options(**forced).schema(schema).csv(source.place)
+
+
+def _standard(
+    source: Source, name: str, theirs: Sequence[str], required: Sequence[str], optional: Sequence[str]
+) -> dict[str, str]:
+    """Standard column -> column of the source."""
+    chosen = {}
+    for ours in (*required, *(column for column in optional if column not in required)):
+        column = source.columns.get(ours, ours)
+        if column in theirs:
+            chosen[ours] = column
+        elif ours in required or ours in source.columns:
+            raise InputError(
+                f"{name}: got no column {column!r}, expected one for {ours} (set {name}.columns.{ours}); "
+                f"{source.place} has {_listed(theirs)}"
+            )
+    return chosen
+
+
+def _attributes(
+    source: Source, name: str, further: dict[str, T.DataType], every: dict[str, T.DataType]
+) -> dict[str, str]:
+    """Attribute -> column of the source."""
+    if source.attributes is None:
+        chosen = {key: key for key, kind in further.items() if _is_plain(key) and _is_attribute(kind)}
+        ignored = [key for key in further if key not in chosen]
+        if ignored:
+            log.warning("%s: ignored, as no plain name or type: %s", name, _listed(ignored))
+    else:
+        chosen = dict(source.attributes)
+    for ours, column in chosen.items():
+        if ours.lower() in RESERVED or not ours.isidentifier():
+            raise ConfigError(
+                f"{name}.attributes: got {ours!r}, expected a plain name that is none of {_listed(sorted(RESERVED))}; "
+                f"map it in {name}.columns, or list the attributes that you want under names of your own"
+            )
+        if column not in every:
+            raise InputError(
+                f"{name}: got no column {column!r}, expected one for the attribute {ours}; "
+                f"{source.place} has {_listed(list(every))}"
+            )
+    unknown = sorted(set(source.types) - set(chosen))
+    if unknown:
+        raise ConfigError(f"{name}.types.{unknown[0]}: no such attribute, known: {_listed(list(chosen))}")
+    return chosen
+
+
+def _expect_distinct(chosen: dict[str, str], name: str) -> None:
+    lower = [ours.lower() for ours in chosen]
+    twice = sorted(ours for ours in chosen if lower.count(ours.lower()) > 1)
+    if twice:
+        raise ConfigError(f"{name}: got {_listed(twice)}, expected names that differ by more than case")
+
+
+def _as_ours(column: Column, ours: str, kind: T.DataType, where: str) -> Column:
+    if ours in (c.USER_ID, c.ITEM_ID, c.EVENT, c.SPLIT):
+        fits = isinstance(kind, (T.StringType, *_WHOLE)) or (isinstance(kind, T.DecimalType) and kind.scale == 0)
+        expected = "a string or a whole number"
+    elif ours in _KINDS:
+        fits, expected = isinstance(kind, _KINDS[ours]), "a string, a number" + ", a time" * (ours == c.TIMESTAMP)
+    else:
+        fits, expected = _is_attribute(kind), "a plain value or an array of them"
+    if not fits:
+        raise InputError(f"{where}: got type {kind.simpleString()}, expected {expected}")
+    return column if ours in (c.RATING, c.TIMESTAMP) or ours not in _STANDARD else column.cast("string")
+
+
+_STANDARD = {*c.INTERACTION_COLUMNS, c.TITLE}
+
+
+def _is_plain(name: str) -> bool:
+    return name.isidentifier() and not name.startswith("_")
+
+
+def _is_attribute(kind: T.DataType) -> bool:
+    return isinstance(kind.elementType if isinstance(kind, T.ArrayType) else kind, _SIMPLE)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:30])
+    return f"{shown} and {len(names) - 30} more" if len(names) > 30 else shown or "none"

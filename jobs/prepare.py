@@ -1,0 +1,211 @@
+"""Interactions, items and users as people bring them -> Delta tables interactions, items, users and examples.
+
+What is refused goes to the table `rejects` with its reason. Over prepare.max_reject_share of any source the job
+stops with exit code 8 and leaves the four tables as they were. The same input again changes no table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark import StorageLevel
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from rich.console import Console
+from rich.table import Table
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import PrepareConfig, Source
+from flmrec_spark.errors import InputError, RejectedError
+from flmrec_spark.job import Job, run
+from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_users, items_of, users_of
+from flmrec_spark.stages.examples import build_examples
+from flmrec_spark.stages.interactions import clean_interactions
+from flmrec_spark.stages.rejects import REFUSED, accepted, rejects
+from flmrec_spark.stages.splits import FORWARD, with_moments, with_splits
+from flmrec_spark.tables import schemas
+from flmrec_spark.tables.delta import run_predicate
+from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A source whose rows are each accepted or refused. `refused` counts by reason."""
+
+    name: str
+    tagged: DataFrame
+    rows_in: int
+    refused: Mapping[str, int]
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.refused.values())
+
+    @property
+    def kept(self) -> int:
+        return self.rows_in - self.rejected
+
+
+def main(argv: Sequence[str]) -> int:
+    return run("prepare", prepare, argv, "Clean, split and store interactions, items and users; make the examples.")
+
+
+def prepare(job: Job) -> None:
+    config = job.config.prepare
+    job.run_id = job.run_id or f"prepare-{job.config.digest('prepare', 'prompts', 'tables')}"
+    with ExitStack() as stack:
+        with job.timed("clean"):
+            cleaned = _clean(job, stack)
+        _count_rejects(job, cleaned)
+        with job.timed("rejects"):
+            refused = [rejects(one.tagged, run_id=job.run_id, job=job.name, source=one.name) for one in cleaned]
+            every = reduce(DataFrame.unionByName, refused)
+            job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id), job.metadata())
+        _expect_few_rejects(cleaned, config)
+        _write(job, stack, {one.name: accepted(one.tagged) for one in cleaned})
+    _report(job, cleaned)
+
+
+def _clean(job: Job, stack: ExitStack) -> list[Cleaned]:
+    """Items and users, where there is a source of them, and interactions."""
+    config = job.config.prepare
+    limit = config.max_text_chars
+    check_timestamp_format(job.spark, config.timestamp_format)
+    cleaned, items = [], None
+    if config.items is not None:
+        source = config.items
+        frame = _read(job, "items", source, required=(c.ITEM_ID,), optional=(c.TITLE,), with_attributes=True)
+        cleaned.append(_tag(stack, "items", source, frame, clean_items(frame, source, max_text_chars=limit)))
+        items = accepted(cleaned[0].tagged)
+    if config.users is not None:
+        source = config.users
+        frame = _read(job, "users", source, required=(c.USER_ID,), with_attributes=True)
+        cleaned.append(_tag(stack, "users", source, frame, clean_users(frame, source, max_text_chars=limit)))
+    required = [c.USER_ID, c.ITEM_ID]
+    required += [c.EVENT] * bool(config.event_values) + [c.SPLIT] * (config.split.by == "column")
+    source = config.interactions
+    frame = _read(job, "interactions", source, required=required, optional=c.INTERACTION_COLUMNS)
+    cleaned.append(_tag(stack, "interactions", source, frame, clean_interactions(frame, config, items=items)))
+    return cleaned
+
+
+def _read(
+    job: Job,
+    name: str,
+    source: Source,
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    with_attributes: bool = False,
+) -> DataFrame:
+    job.inputs[name] = source.place
+    return read_source(
+        job.spark,
+        source,
+        name=f"prepare.{name}",
+        required=required,
+        optional=optional,
+        with_attributes=with_attributes,
+    )
+
+
+def _tag(stack: ExitStack, name: str, source: Source, frame: DataFrame, tagged: DataFrame) -> Cleaned:
+    """Counts the rows that came in and, apart from that, those that came out."""
+    stored = _stored(stack, tagged)
+    with reading(source, f"prepare.{name}"):
+        rows_in = frame.count()
+        by_reason = {row[REFUSED]: row["count"] for row in stored.groupBy(REFUSED).count().collect()}
+    if rows_in == 0:
+        raise InputError(f"prepare.{name}: got no rows, expected at least one; at {source.place}")
+    if rows_in != sum(by_reason.values()):
+        raise InputError(
+            f"prepare.{name}: got {rows_in} rows and then {sum(by_reason.values())}, expected the same twice; "
+            f"{source.place} changed while it was read"
+        )
+    return Cleaned(name, stored, rows_in, {reason: n for reason, n in by_reason.items() if reason is not None})
+
+
+def _stored(stack: ExitStack, frame: DataFrame) -> DataFrame:
+    """The frame, computed once, until the stack ends."""
+    stack.callback(frame.unpersist)
+    return frame.persist(StorageLevel.MEMORY_AND_DISK)
+
+
+def _count_rejects(job: Job, cleaned: Sequence[Cleaned]) -> None:
+    job.counts["rows_in"] = sum(one.rows_in for one in cleaned)
+    job.counts["rows_kept"] = sum(one.kept for one in cleaned)
+    job.counts["rows_rejected"] = sum(one.rejected for one in cleaned)
+    for one in cleaned:
+        for reason, n in sorted(one.refused.items()):
+            key = "reject_" + reason.replace(" ", "_")
+            job.counts[key] = job.counts.get(key, 0) + n
+
+
+def _expect_few_rejects(cleaned: Sequence[Cleaned], config: PrepareConfig) -> None:
+    for one in cleaned:
+        if one.rejected > config.max_reject_share * one.rows_in:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in _by_count(one.refused))
+            raise RejectedError(
+                f"prepare.{one.name}: refused {one.rejected} of {one.rows_in} rows ({reasons}), expected at most "
+                f"prepare.max_reject_share = {config.max_reject_share}; see the table rejects; nothing else changed"
+            )
+        if one.kept == 0:
+            raise InputError(f"prepare.{one.name}: all {one.rows_in} rows were refused; see the table rejects")
+
+
+def _write(job: Job, stack: ExitStack, kept: Mapping[str, DataFrame]) -> None:
+    config = job.config.prepare
+    with job.timed("interactions"):
+        ordered = with_moments(kept["interactions"], seed=config.split.seed)
+        interactions = _stored(stack, with_splits(ordered, config.split))
+        job.tables.replace_if_changed(schemas.INTERACTIONS, interactions, job.metadata())
+    with job.timed("items and users"):
+        items = kept["items"] if "items" in kept else items_of(interactions)
+        users = users_of(interactions, kept.get("users"))
+        job.tables.replace_if_changed(schemas.items(attribute_types(items)), items, job.metadata())
+        job.tables.replace_if_changed(schemas.users(attribute_types(users)), users, job.metadata())
+    with job.timed("examples"):
+        examples = build_examples(
+            interactions,
+            is_forward=config.split.by in FORWARD,
+            history_length=job.config.prompts.history_length,
+            targets_per_example=config.targets_per_example,
+        )
+        job.tables.replace_if_changed(schemas.EXAMPLES, _stored(stack, examples), job.metadata())
+    for name in ("items", "users"):
+        job.counts[name] = job.tables.read(name).count()
+
+
+def _report(job: Job, cleaned: Sequence[Cleaned]) -> None:
+    """Prints what came in, what was refused and why, and how large the splits are; counts the latter."""
+    sources = Table("source", "rows", "kept", "refused", "reasons", title="What came in")
+    for one in cleaned:
+        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in _by_count(one.refused))
+        sources.add_row(one.name, f"{one.rows_in:,}", f"{one.kept:,}", f"{one.rejected:,}", reasons)
+    splits = Table("split", "interactions", "users", "examples", title="What is asked when")
+    rows = _by_split(job.tables.read("interactions"), F.count("*"), F.count_distinct(c.USER_ID))
+    asked = _by_split(job.tables.read("examples"), F.count("*"))
+    job.counts["interactions"] = sum(n for n, _ in rows.values())
+    job.counts["examples"] = sum(n for (n,) in asked.values())
+    for split in c.SPLITS:
+        numbers = (*rows.get(split, (0, 0)), *asked.get(split, (0,)))
+        splits.add_row(split, *(f"{n:,}" for n in numbers))
+    console = Console()
+    console.print(sources)
+    console.print(splits)
+
+
+def _by_split(frame: DataFrame, *counts: Column) -> dict[str, tuple[int, ...]]:
+    return {row[0]: tuple(row[1:]) for row in frame.groupBy(c.SPLIT).agg(*counts).collect()}
+
+
+def _by_count(refused: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(refused.items(), key=lambda item: (-item[1], item[0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

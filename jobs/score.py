@@ -1,0 +1,186 @@
+"""Scores every user-item prompt with the checkpoint and refreshes the table `recommendations`.
+
+    spark-submit jobs/score.py --config conf/demo.yaml [score.n=20 ...] [--run-id ID]
+
+The lists are staged in `top_n`, audited, and only then published in one commit. A run that fails its audit leaves
+the published table as it was (exit code 6). The same run again does nothing; a run that was killed goes on from
+its last commit and ends in the same table.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from functools import reduce
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from flmrec_spark import columns as c
+from flmrec_spark.errors import AuditError, ConflictError
+from flmrec_spark.job import Job, run
+from flmrec_spark.lm import manifest
+from flmrec_spark.ship import ship
+from flmrec_spark.stages import audit, top_n
+from flmrec_spark.stages.rejects import CONTENT, REFUSED, rejects
+from flmrec_spark.stages.scores import Shipped, scores
+from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
+from flmrec_spark.tables import schemas
+from flmrec_spark.tables.delta import content_digest, run_predicate
+from flmrec_spark.tables.sources import read_source
+
+log = logging.getLogger("flmrec")
+
+INPUTS = ("interactions", "items", "users")
+PUBLISHED, STAGED, NEW = "published", "staged", "new"
+
+
+def main(argv: Sequence[str]) -> int:
+    return run("score", score, argv, "Scores every user-item prompt and publishes the top-n lists.")
+
+
+def score(job: Job) -> None:
+    candidates = _candidates(job)
+    made_of = _fingerprint(job, candidates)
+    job.run_id = job.run_id or f"score-{made_of}"
+    state = _state(job, made_of)
+    if state == PUBLISHED:
+        job.status = "already done"
+        log.info("score: run %s is published already; nothing to do", job.run_id)
+        return
+    with job.timed("ship"):
+        shipped = _ship(job)
+    prompts = _prompts(job, shipped, candidates)
+    metadata = {**job.metadata(), "fingerprint": made_of, "precision": shipped.bundle.precision}
+    if state == NEW:
+        with job.timed("score"):
+            lists = scores(_spread(job, prompts), shipped, n=job.config.score.staged_n)
+            rows = top_n.staged(lists, run_id=job.run_id)
+            job.tables.replace_rows(schemas.TOP_N, rows, run_predicate(job.run_id), metadata)
+    staged = job.tables.read("top_n").where(run_predicate(job.run_id))
+    with job.timed("rejects"):
+        refused_items = job.spark.createDataFrame(shipped.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
+        _write_rejects(job, staged, refused_items)
+    with job.timed("audit"):
+        _audit(job, staged, prompts, refused_items)
+    with job.timed("publish"):
+        job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
+        _create_view(job)
+
+
+def _candidates(job: Job) -> DataFrame | None:
+    source = job.config.score.candidates
+    if source is None:
+        return None
+    required = (c.USER_ID, c.ITEM_ID)
+    return read_source(job.spark, source, name="score.candidates", required=required).select(*required)
+
+
+def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
+    """What the lists depend on: two runs of one fingerprint publish the same rows."""
+    for name in INPUTS:
+        job.inputs[name] = str(job.tables.version(name))
+    job.inputs["checkpoint"] = manifest.digest_of(job.config.checkpoint)
+    if candidates is not None:
+        job.inputs["candidates"] = content_digest(candidates)
+    config = job.config.score
+    settings = [
+        config.n,
+        config.depth,
+        config.exclude_seen,
+        config.item_filter,
+        config.history_splits,
+        config.precision,
+    ]
+    return manifest.text_digest(json.dumps([job.inputs, settings], sort_keys=True))
+
+
+def _state(job: Job, made_of: str) -> str:
+    """How far this run has come before. Raises ConflictError when its id was published with other inputs."""
+    for commit in job.tables.commits("recommendations"):
+        if commit.get("run_id") == job.run_id:
+            if commit.get("fingerprint") != made_of:
+                raise ConflictError(
+                    f"--run-id: {job.run_id} was published with other inputs or settings; give this run another id"
+                )
+            return PUBLISHED
+    of_run = [commit for commit in job.tables.commits("top_n") if commit.get("run_id") == job.run_id]
+    return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
+
+
+def _ship(job: Job) -> Shipped:
+    shipped = ship(
+        job.spark,
+        checkpoint=job.config.checkpoint,
+        items=job.tables.read("items"),
+        users=job.tables.read("users"),
+        score=job.config.score,
+        item_filter=job.config.score.item_filter,
+    )
+    job.counts |= {"items": shipped.n_items, "items_rejected": len(shipped.rejected)}
+    return shipped
+
+
+def _prompts(job: Job, shipped: Shipped, candidates: DataFrame | None) -> DataFrame:
+    prompts = user_prompts(
+        job.tables.read("users"),
+        job.tables.read("interactions"),
+        splits=job.config.score.history_splits,
+        history_length=shipped.history_length,
+        exclude_seen=job.config.score.exclude_seen,
+    )
+    return prompts if candidates is None else with_candidates(prompts, candidates)
+
+
+def _spread(job: Job, prompts: DataFrame) -> DataFrame:
+    """The users in several tasks per core, so that the last one does not wait long for its end."""
+    return prompts.repartition(job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism)
+
+
+def _write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> None:
+    sources = {"items": (refused_items, c.ITEM_ID), "top_n": (top_n.without_list(staged), c.USER_ID)}
+    refused = [
+        rejects(
+            frame.select(F.col(c.REASON).alias(REFUSED), F.to_json(F.struct(key)).alias(CONTENT)),
+            run_id=job.run_id,
+            job=job.name,
+            source=source,
+        )
+        for source, (frame, key) in sources.items()
+    ]
+    every = reduce(DataFrame.unionByName, refused)
+    job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id), job.metadata())
+
+
+def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataFrame) -> None:
+    """Raises AuditError, naming every fault at once, when the lists must not be published."""
+    config = job.config.score
+    listable = job.tables.read("items").join(refused_items, on=[c.ITEM_ID], how="left_anti")
+    if config.item_filter is not None:
+        listable = listable.where(config.item_filter)
+    frames = (
+        audit.user_counts(staged, prompts),
+        audit.list_counts(staged),
+        audit.item_counts(staged, prompts, listable, n=config.staged_n),
+    )
+    for frame in frames:
+        job.counts |= frame.collect()[0].asDict()
+    n_rejected = job.counts["items_rejected"]
+    found = audit.faults(job.counts, config, n_items=job.counts["items"] + n_rejected, n_rejected_items=n_rejected)
+    if found:
+        raise AuditError(f"run {job.run_id} is not published, the table is as it was: {'; '.join(found)}")
+
+
+def _create_view(job: Job) -> None:
+    recommendations, items = job.tables.reference("recommendations"), job.tables.reference("items")
+    job.tables.create_view(
+        "recommendations_with_titles",
+        f"SELECT r.user_id, r.rank, i.title, r.score, r.item_id, r.has_history, r.run_id "
+        f"FROM {recommendations} r LEFT JOIN {items} i ON r.item_id = i.item_id",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

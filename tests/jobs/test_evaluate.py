@@ -1,0 +1,163 @@
+"""jobs/evaluate.py on a world of three users and six items, with the model's scores given by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from flmrec_spark.config import TablesConfig
+from flmrec_spark.tables import schemas
+from flmrec_spark.tables.delta import Tables
+
+JOB = Path(__file__).parents[2] / "jobs" / "evaluate.py"
+INTERACTIONS = [
+    ("ann", "a", 1, True, "train"),
+    ("ann", "b", 2, False, "train"),
+    ("ann", "c", 3, True, "train"),
+    ("ann", "a", 4, True, "test"),  # seen before: asked pointwise, not listed
+    ("ann", "d", 5, True, "test"),
+    ("ann", "e", 6, False, "test"),
+    ("bob", "a", 1, True, "train"),
+    ("bob", "c", 2, True, "train"),
+    ("bob", "b", 3, True, "test"),
+    ("bob", "d", 4, False, "test"),
+    ("bob", "x", 5, True, "test"),  # the model refuses item x
+    ("o'new", "e", 1, True, "test"),
+    ("o'new", "a", 2, False, "test"),
+]
+SCORES = {
+    "ann": {"a": 0.9, "b": 0.1, "c": 0.2, "d": 0.8, "e": 0.3},
+    "bob": {"a": 0.5, "b": 0.6, "c": 0.1, "d": 0.7, "e": 0.2},
+    "o'new": {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1, "e": 0.9},
+}
+EVALUATE = {"split": "test", "k": [2, 1, 2], "max_users": 10, "bootstrap": 20, "seed": 1}
+
+
+class FakeShipped:
+    digest = "d1"
+    history_length = 5
+    rejected = (("x", "too long"),)
+
+
+def fake_ship(spark: SparkSession, *, items: DataFrame, users: DataFrame, **given: object) -> FakeShipped:
+    assert spark and set(given) == {"checkpoint", "score"}
+    assert (items.columns, users.columns) == (["item_id", "title"], ["user_id"])
+    return FakeShipped()
+
+
+def fake_scores(users: DataFrame, shipped: FakeShipped, *, n: int) -> DataFrame:
+    """What the model would answer: SCORES, for the candidates that are not excluded."""
+    assert shipped.digest == "d1"
+    flat = [(user, item, score) for user, known in SCORES.items() for item, score in known.items()]
+    known = users.sparkSession.createDataFrame(flat, "user_id string, item_id string, score double")
+    asked = known.join(users, "user_id").where(
+        ~F.array_contains("excluded", F.col("item_id"))
+        & F.coalesce(F.array_contains("candidates", F.col("item_id")), F.lit(True))
+    )
+    rank = F.row_number().over(Window.partitionBy("user_id").orderBy(F.desc("score"), "item_id"))
+    return asked.withColumn("rank", rank).where(F.col("rank") <= n).select("user_id", "rank", "item_id", "score")
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], int]:
+    """The job, with the model replaced."""
+    spec = importlib.util.spec_from_file_location("evaluate_under_test", JOB)
+    assert spec is not None and spec.loader is not None
+    job: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, job)  # its dataclass looks itself up
+    spec.loader.exec_module(job)
+    monkeypatch.setattr(job, "ship", fake_ship)
+    monkeypatch.setattr(job, "scores", fake_scores)
+    return job.main  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """The world; nothing is in split valid."""
+    root = str(tmp_path_factory.mktemp("evaluate") / "tables")
+    tables = Tables(spark, TablesConfig(root=root, database="evaluate_job", metastore=None))
+    columns = "user_id string, item_id string, moment int, is_liked boolean, split string"
+    rows = spark.createDataFrame(INTERACTIONS, columns).selectExpr(
+        "*", "null::timestamp timestamp", "null::double rating", "null::string event", "is_liked::int::double value"
+    )
+    tables.replace(schemas.INTERACTIONS, rows, {})
+    items = spark.createDataFrame([(item, item) for item in "abcdex"], "item_id string, title string")
+    tables.replace(schemas.items({}), items, {})
+    users = spark.createDataFrame([(user,) for user in (*SCORES, "without rows")], "user_id string")
+    tables.replace(schemas.users({}), users, {})
+    return tables
+
+
+@pytest.fixture
+def config(tmp_path: Path, tables: Tables) -> Path:
+    path = tmp_path / "config.yaml"
+    values = {
+        "tables": tables.config.model_dump(),
+        "prepare": {"interactions": {"table": "none"}},
+        "model": {"path": "none"},
+        "checkpoint": "none",
+        "evaluate": EVALUATE,
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def test_a_split_without_rows_ends_the_job(
+    main: Callable[[Sequence[str]], int], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(config), "evaluate.split=valid", "--traceback"]) == 3
+    message = "table interactions: got no rows of split valid, expected some; see prepare.split"
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_measures_model_and_baselines_on_the_same_rows(
+    main: Callable[[Sequence[str]], int], config: Path, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(config)]) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads(printed.splitlines()[-1])
+    counts = ("users", "held_out_rows", "unscored_rows", "users_without_list", "items", "items_rejected")
+    assert [summary[name] for name in counts] == [3, 8, 1, 0, 6, 1]
+    assert "7 rows of 3 users in test" in printed
+    assert "flm less each baseline" in printed
+
+    written = tables.read("evaluation").collect()
+    found = {(row.model, row.metric, row.k, row.segment): row for row in written}
+    assert len(found) == len(written) == summary["measurements"]
+    assert {(row.run_id, row.split) for row in written} == {(summary["run_id"], "test")}
+    # liked .9 .8 .6 .9 against disliked .3 .7 .4: all but .6 > .7
+    assert found["flm", "auc", 0, "all"].value == pytest.approx(11 / 12)
+    assert found["flm", "uauc", 0, "all"].value == pytest.approx((1 + 0 + 1) / 3)
+    assert found["flm", "auc", 0, "cold users"].value == 1
+    assert found["flm", "auc", 0, "warm users"].n_users == 2
+    # lists of two: ann d e, bob d b, o'new e a; relevant: ann d; bob b x; o'new e
+    second_of_two = (1 / math.log2(3)) / (1 + 1 / math.log2(3))
+    assert found["flm", "ndcg", 2, "all"].value == pytest.approx((1 + second_of_two + 1) / 3)
+    assert found["flm", "recall", 2, "all"].value == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert found["flm", "coverage", 1, "all"].value == pytest.approx(2 / 6)
+    # counts: a 2, c 2, b 1; lists: ann d e, bob b d, o'new a c
+    liked, disliked = [2, 0, 1, 0], [0, 0, 2]
+    pairs = [(more > less) + (more == less) / 2 for more in liked for less in disliked]
+    assert found["popularity", "auc", 0, "all"].value == pytest.approx(sum(pairs) / 12)
+    assert found["popularity", "hit_rate", 1, "all"].value == pytest.approx(2 / 3)
+    assert found["popularity", "coverage", 1, "all"].value == pytest.approx(3 / 6)
+    assert found["user_item_mean", "ndcg", 2, "all"].value == found["item_mean", "ndcg", 2, "all"].value is not None
+    assert found["popularity", "log_loss", 0, "all"].value is None
+    assert found["user_mean", "ndcg", 2, "all"].value is None
+    difference = found["flm - popularity", "hit_rate", 2, "all"]
+    assert difference.value == pytest.approx(3 / 3 - 2 / 3)
+    assert difference.low is not None and difference.low <= difference.value <= difference.high
+
+    runs = tables.read("runs").where(F.col("run_id") == summary["run_id"]).collect()
+    assert [(row.run_id, row.job, row.verdict) for row in runs] == [(summary["run_id"], "evaluate", "done")]
+    assert runs[0].inputs == {"checkpoint": "d1", "interactions": "1", "items": "1", "users": "1"}

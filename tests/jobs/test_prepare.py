@@ -1,0 +1,214 @@
+"""jobs/prepare.py from files to tables, twice, on the forms that people bring."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import TablesConfig
+from flmrec_spark.tables.delta import Tables
+
+JOB = Path(__file__).parents[2] / "jobs" / "prepare.py"
+NAMES = ("interactions", "items", "users", "examples")
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_job", JOB)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path: Path, tables_config: TablesConfig) -> Any:
+    """Writes sources and a config of nothing but them and the given keys; returns the config's path."""
+
+    def written(sources: dict[str, str], **settings: Any) -> str:
+        for name, text in sources.items():
+            (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+        places = {name: {"path": str(tmp_path / f"{name}.csv"), "format": "csv"} for name in sources}
+        values = {
+            "tables": tables_config.model_dump(),
+            "prepare": places | settings,
+            "model": {"path": "none"},
+            "checkpoint": "none",
+        }
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return str(file)
+
+    return written
+
+
+def summary(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    lines = capsys.readouterr().out.splitlines()
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def contents(tables: Tables, name: str) -> list[Any]:
+    return sorted(map(str, tables.read(name).collect()))
+
+
+def test_ratings_without_times_or_items_and_the_same_run_again(
+    job: ModuleType, config: Any, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratings = "".join(
+        f"{user},{item},{1 + (item + place) % 5}\n" for place, user in enumerate("aéc") for item in range(10)
+    )
+    path = config({"interactions": "user_id,item_id,rating\n" + ratings + "a,0,x\n"})
+    assert job.main(["--config", path]) == 0
+    first = summary(capsys)
+    assert first | {"seconds": 0, "run_id": 0} == {
+        **{"job": "prepare", "status": "done", "run_id": 0, "seconds": 0},
+        **{"rows_in": 31, "rows_kept": 30, "rows_rejected": 1, "reject_unreadable_rating": 1},
+        **{"interactions": 30, "items": 10, "users": 3, "examples": 9},
+    }
+    splits = {row[c.SPLIT]: row["count"] for row in tables.read("interactions").groupBy(c.SPLIT).count().collect()}
+    assert splits == {c.TRAIN: 24, c.VALID: 3, c.TEST: 3}
+    assert contents(tables, "items") == sorted(f"Row(item_id='{item}', title='{item}')" for item in range(10))
+    (refused,) = tables.read("rejects").collect()
+    assert (refused.run_id, refused.job, refused.source) == (first["run_id"], "prepare", "interactions")
+    assert json.loads(refused.content) == {"user_id": "a", "item_id": "0", "rating": "x"}
+    versions = {name: tables.version(name) for name in NAMES}
+    before = {name: contents(tables, name) for name in (*NAMES, "rejects")}
+    assert job.main(["--config", path]) == 0
+    assert {name: tables.version(name) for name in NAMES} == versions
+    assert {name: contents(tables, name) for name in (*NAMES, "rejects")} == before
+    assert summary(capsys)["run_id"] == first["run_id"]
+
+
+def test_a_behaviour_log_with_worths(job: ModuleType, config: Any, tables: Tables) -> None:
+    events = ["view", "cart", "view", "favourite", "buy", "view", "view", "cart", "view", "buy"]
+    log = [f"u1,i{place % 4},{event},{1_600_000_000 + place}\n" for place, event in enumerate(events)]
+    worths = {"view": 1, "cart": 2, "favourite": 2, "buy": 3}
+    path = config(
+        {"interactions": "user_id,item_id,event,timestamp\n" + "".join(reversed(log))},
+        event_values=worths,
+        liked_at_least=2,
+    )
+    assert job.main(["--config", path]) == 0
+    rows = tables.read("interactions").orderBy(c.MOMENT).collect()
+    assert [(row.moment, row.event, row.value, row.is_liked) for row in rows] == [
+        (place, event, float(worths[event]), event != "view") for place, event in enumerate(events, start=1)
+    ]
+    examples = {row[c.SPLIT]: row for row in tables.read("examples").collect()}
+    assert [entry.item_id for entry in examples[c.TEST].history] == [
+        "i0",
+        "i3",
+        "i2",
+        "i1",
+        "i0",
+        "i3",
+        "i2",
+        "i1",
+        "i0",
+    ]
+    assert [entry.value for entry in examples[c.VALID].targets] == [1.0]
+
+
+def test_items_and_users_with_attributes_and_every_refusal_counted(
+    job: ModuleType, config: Any, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(
+        {
+            "interactions": "user_id,item_id,rating\nu1,i1,5\nu1,i9,4\nu2,i2,3\nu2,i2,3\n,i1,1\n",
+            "items": 'item_id,title,year\ni1,"One, ""1""",1999\ni2,Two,\ni2,Two,2001\n',
+            "users": "user_id,age\nu1,30\nu3,40\n",
+        },
+        max_reject_share=0.7,
+    )
+    assert job.main(["--config", path, "--run-id", "r1", "prepare.items.types={year: int}"]) == 0
+    counts = summary(capsys)
+    expected = {
+        **{
+            "rows_in": 10,
+            "rows_kept": 6,
+            "rows_rejected": 4,
+            "items": 2,
+            "users": 3,
+            "interactions": 2,
+            "run_id": "r1",
+        },
+        **{"reject_item_not_in_items": 1, "reject_missing_user_id": 1, "reject_exact_duplicate": 1},
+        "reject_duplicate_item": 1,
+    }
+    assert counts | expected == counts
+    assert sorted(tuple(row) for row in tables.read("items").collect()) == [
+        ("i1", 'One, "1"', 1999),
+        ("i2", "Two", 2001),
+    ]
+    assert sorted(tuple(row) for row in tables.read("users").collect()) == [("u1", "30"), ("u2", None), ("u3", "40")]
+    rejects = {(row.source, row.reason) for row in tables.read("rejects").collect()}
+    assert ("items", "duplicate item") in rejects and ("interactions", "item not in items") in rejects
+    (record,) = tables.read("runs").collect()
+    assert set(record.inputs) == {"interactions", "items", "users"} and record.counts["rows_in"] == 10
+
+
+def test_over_the_share_only_the_rejects_are_written(
+    job: ModuleType, config: Any, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config({"interactions": "user_id,item_id,rating\nu,i,1\nu,j,x\n"})
+    assert job.main(["--config", path]) == 8
+    error = capsys.readouterr().err
+    assert "prepare.interactions: refused 1 of 2 rows (1 unreadable rating), expected at most" in error
+    assert "Traceback" not in error
+    assert tables.read("rejects").count() == 1
+    assert not any(tables.exists(name) for name in NAMES)
+    (record,) = tables.read("runs").collect()
+    assert record.verdict == "failed" and record.counts["rows_rejected"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "code", "message"),
+    [
+        ("user_id,item_id\n", "prepare.split.seed=1", 3, "prepare.interactions: got no rows, expected at least one"),
+        ("user_id,item_id\nu,i\n", "prepare.split.by=column", 3, "got no column 'split', expected one for split"),
+        ("user_id,item_id\nu,i\n", "prepare.split.by=global_time", 2, "prepare.split.by: got global_time"),
+        ("user_id,item_id\nu,i\n", "prepare.timestamp_format=YYYY-ww", 2, "prepare.timestamp_format: got 'YYYY-ww'"),
+        ("user_id,item_id\nu,i\n", "prepare.interactions.path=/no/file.csv", 3, "got /no/file.csv, expected a csv"),
+        ("user_id,item_id,event\nu,i,e\n", "prepare.split.seed=1", 2, "prepare.event_values: got none"),
+        ("user_id,item_id\n ,i\n", "prepare.max_reject_share=1.0", 3, "all 1 rows were refused"),
+    ],
+)
+def test_what_cannot_be_prepared_is_one_line_and_its_exit_code(
+    job: ModuleType,
+    config: Any,
+    tables: Tables,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    override: str,
+    code: int,
+    message: str,
+) -> None:
+    assert job.main(["--config", config({"interactions": text}), override]) == code
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flmrec prepare: ")]
+    assert len(error) == 1 and message in error[0]
+    assert not any(tables.exists(name) for name in NAMES)
+
+
+def test_a_source_that_changes_while_it_is_read_is_an_input_error(
+    job: ModuleType,
+    config: Any,
+    tables: Tables,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clean = job.clean_interactions
+    lossy = lambda frame, *rest, **settings: clean(frame.where("item_id = 'i'"), *rest, **settings)  # noqa: E731
+    monkeypatch.setattr(job, "clean_interactions", lossy)
+    path = config({"interactions": "user_id,item_id\nu,i\nu,j\n"})
+    assert job.main(["--config", path]) == 3
+    assert "got 2 rows and then 1, expected the same twice" in capsys.readouterr().err
+    assert not tables.exists("interactions")
