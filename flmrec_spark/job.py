@@ -65,6 +65,13 @@ class Job:
         finally:
             self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - started, 3)
 
+    def is_recorded(self) -> bool:
+        """Whether the table runs has this run as done."""
+        if not self.run_id or not self.tables.exists("runs"):
+            return False
+        predicate = f"{run_predicate(self.run_id)} AND job = '{self.name}' AND verdict = 'done'"
+        return not self.tables.read("runs").where(predicate).isEmpty()
+
     def metadata(self) -> dict[str, object]:
         """What a commit of this run tells of itself."""
         return {"job": self.name, "run_id": self.run_id, "config": self.config.digest(), **self.inputs}
@@ -107,7 +114,8 @@ def _attempt(job: Job, body: Callable[[Job], None]) -> int:
         body(job)
     except Exception as fault:
         try:
-            _record(job, "failed", _message(fault))
+            if not job.is_recorded():  # what a run of this id has published stands
+                _record(job, "failed", _message(fault))
         except (FlmrecError, PySparkException, Py4JJavaError) as second:
             log.warning("%s: the failure is not in the table runs: %s", job.name, _message(second))
         raise

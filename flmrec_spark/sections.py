@@ -111,16 +111,16 @@ class EarlyStoppingConfig(Section):
 class FinetuneConfig(Section):
     epochs: Count = 3
     max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null: after the epochs")
-    examples_per_step: Count = Field(32, description="user prefixes in an optimizer step")
+    examples_per_step: Count = Field(64, description="user prefixes in an optimizer step")
     accumulate_steps: Count = Field(1, description="parts in which a step's examples are computed, to save memory")
-    negatives: Annotated[int, Field(ge=0)] = Field(16, description="sampled unrated items per prefix")
-    negative_power: Share = Field(0.5, description="0: uniform; 1: by popularity; between: popularity to this power")
+    negatives: Annotated[int, Field(ge=0)] = Field(64, description="items drawn per step; unrated ones compete")
+    negative_power: Share = Field(0.0, description="0: uniform; 1: by popularity; between: popularity to this power")
     rating_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of binary cross-entropy on ratings")
     ranking_weight: Annotated[float, Field(ge=0.0)] = Field(0.2, description="weight of softmax against the negatives")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
     head_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the head, started from nothing")
-    bias_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-2, description="for the bias terms")
+    bias_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the bias terms")
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     momentum: Share = Field(0.9, description="sgd only")
     warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
@@ -133,7 +133,7 @@ class FinetuneConfig(Section):
     valid_users: Count = Field(2000, description="users in a validation, drawn by seed")
     save_every: Count | None = Field(None, description="steps between resume points; null: at each validation")
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> FinetuneConfig:

@@ -48,7 +48,11 @@ def session(tables: TablesConfig, *, app_name: str) -> SparkSession:
     for name in _LOUD:
         PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)
     # Only a conf made after the JVM knows what spark-submit and spark-defaults.conf say.
-    SparkContext._ensure_initialized()
+    try:
+        SparkContext._ensure_initialized()
+    except PySparkException as fault:
+        place = f"JAVA_HOME {os.environ['JAVA_HOME']}" if os.environ.get("JAVA_HOME") else "the PATH"
+        raise EnvironmentFault(f"Java: the one in {place} does not start Spark, expected 17 or newer") from fault
     conf = SparkConf()
     conf.setIfMissing("spark.master", "local[*]")
     if conf.get("spark.app.name", "") in ("", "pyspark-shell", Path(sys.argv[0]).name):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 from pyspark import Broadcast, SparkFiles
-from pyspark.errors import AnalysisException
+from pyspark.errors import PySparkException
 from pyspark.resource import ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import BooleanType
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import ScoreConfig
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.stages.scores import Bundle, Shipped
+from flmrec_spark.tables.delta import content_digest
+from flmrec_spark.tables.spark_errors import spark_message
 
 _MB = 1 << 20
 
@@ -38,19 +43,20 @@ def ship(
 
     Raises:
       CheckpointError: the checkpoint is missing, damaged, foreign, or its tokenizer does not match.
-      ConfigError: the filter does not parse, names a column that items lack, or is no predicate.
+      ConfigError: the template shows a column that the tables lack, or as `listable` does.
       InputError: no item may be listed.
     """
     from flmrec_spark.lm import checkpoint as checkpoints
     from flmrec_spark.lm import worker
-    from flmrec_spark.lm.precision import resolve
+    from flmrec_spark.lm.kernels import is_faster_packed
+    from flmrec_spark.lm.precision import DTYPES, resolve
     from flmrec_spark.lm.segments import TOO_LONG_ITEM
 
     found = checkpoints.load(checkpoint)
     segmenter = found.segmenter()
+    found.template.check(item_fields=items.columns, user_fields=[name for name in users.columns if name != c.USER_ID])
     table = _collect(items, item_filter)
     rows = table.drop_columns([worker.IS_LISTED]).to_pylist()
-    found.template.check(item_fields=items.columns, user_fields=[name for name in users.columns if name != c.USER_ID])
     segments = segmenter.items(rows)
     allowed = table[worker.IS_LISTED].to_pylist()
     listed = [is_allowed and segment is not None for is_allowed, segment in zip(allowed, segments, strict=True)]
@@ -63,30 +69,61 @@ def ship(
         table.column_names.index(worker.IS_LISTED), worker.IS_LISTED, pa.array(listed)
     ).append_column(worker.TOKENS, pa.array([segment or [] for segment in segments], pa.list_(pa.int32())))
     bundle, broadcast, file = _send(spark, found.folder, bundle_items, score.broadcast_limit_mb)
+    precision = resolve(score.precision)
     return Shipped(
         digest=found.digest,
         history_length=found.settings.history_length,
         n_items=sum(listed),
         rejected=rejected,
-        bundle=Bundle(bundle, resolve(score.precision), score.gpus_per_task > 0, broadcast, file),
+        bundle=Bundle(bundle, precision, is_faster_packed(DTYPES[precision]), score.gpus_per_task > 0, broadcast, file),
         profile=_profile(spark, score),
     )
+
+
+def listable(items: DataFrame, item_filter: str | None) -> DataFrame:
+    """The items for which the filter is true.
+
+    Raises:
+      ConfigError: the filter does not parse, names a column that items lack, or is no predicate.
+    """
+    if item_filter is None:
+        return items
+    with _named(item_filter, items):
+        kinds = [field.dataType for field in items.select(F.expr(item_filter)).schema.fields]
+        if kinds != [BooleanType()]:
+            got = ", ".join(kind.simpleString() for kind in kinds)
+            raise ConfigError(f"score.item_filter: got {item_filter!r}, which is {got}, expected a predicate")
+        return items.where(item_filter)
+
+
+def filter_digest(items: DataFrame, item_filter: str | None) -> str | None:
+    """Which items the filter lets through now: one such as `from_day <= current_date()` changes its mind."""
+    if item_filter is None:
+        return None
+    with _named(item_filter, items):
+        return content_digest(listable(items, item_filter).select(c.ITEM_ID))
+
+
+@contextmanager
+def _named(item_filter: str | None, items: DataFrame) -> Iterator[None]:
+    try:
+        yield
+    except PySparkException as fault:
+        if item_filter is None:
+            raise
+        columns = ", ".join(items.columns)
+        raise ConfigError(
+            f"score.item_filter: got {item_filter!r}, expected a predicate over {columns}: {spark_message(fault)}"
+        ) from None
 
 
 def _collect(items: DataFrame, item_filter: str | None) -> pa.Table:
     from flmrec_spark.lm import worker
 
-    try:
-        is_listed = (
-            F.lit(True) if item_filter is None else F.coalesce(F.expr(item_filter).cast("boolean"), F.lit(False))
-        )
-        marked = items.withColumn(worker.IS_LISTED, is_listed)
-    except AnalysisException as fault:
-        columns = ", ".join(items.columns)
-        raise ConfigError(
-            f"score.item_filter: got {item_filter!r}, expected a predicate over {columns}: {str(fault).splitlines()[0]}"
-        ) from None
-    return marked.orderBy(c.ITEM_ID).toArrow()
+    listable(items, item_filter)
+    with _named(item_filter, items):
+        is_listed = F.lit(True) if item_filter is None else F.coalesce(F.expr(item_filter), F.lit(False))
+        return items.withColumn(worker.IS_LISTED, is_listed).orderBy(c.ITEM_ID).toArrow()
 
 
 def _send(
@@ -112,7 +149,9 @@ def _send(
 
 def _profile(spark: SparkSession, score: ScoreConfig) -> ResourceProfile | None:
     """A profile that asks for GPUs in the score stage alone; None on CPUs and for a local master, which has none."""
-    if score.gpus_per_task == 0 or str(spark.sparkContext.master).startswith("local["):
+    master = str(spark.sparkContext.master)
+    if score.gpus_per_task == 0 or (master.startswith("local") and not master.startswith("local-cluster")):
         return None
-    requests = TaskResourceRequests().cpus(1).resource("gpu", score.gpus_per_task)
+    cpus = int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or 1)
+    requests = TaskResourceRequests().cpus(cpus).resource("gpu", score.gpus_per_task)
     return ResourceProfileBuilder().require(requests).build

@@ -31,6 +31,8 @@ from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
 
+Splits = Mapping[str, tuple[int, ...]]  # split -> interactions, users, examples
+
 
 @dataclass(frozen=True)
 class Cleaned:
@@ -66,8 +68,8 @@ def prepare(job: Job) -> None:
             every = reduce(DataFrame.unionByName, refused)
             job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id), job.metadata())
         _expect_few_rejects(cleaned, config)
-        _write(job, stack, {one.name: accepted(one.tagged) for one in cleaned})
-    _report(job, cleaned)
+        splits = _write(job, stack, kept={one.name: accepted(one.tagged) for one in cleaned})
+    _report(cleaned, splits)
 
 
 def _clean(job: Job, stack: ExitStack) -> list[Cleaned]:
@@ -78,26 +80,29 @@ def _clean(job: Job, stack: ExitStack) -> list[Cleaned]:
     cleaned, items = [], None
     if config.items is not None:
         source = config.items
-        frame = _read(job, "items", source, required=(c.ITEM_ID,), optional=(c.TITLE,), with_attributes=True)
-        cleaned.append(_tag(stack, "items", source, frame, clean_items(frame, source, max_text_chars=limit)))
+        frame = _read(job, "items", source=source, required=(c.ITEM_ID,), optional=(c.TITLE,), with_attributes=True)
+        tagged = clean_items(frame, source, max_text_chars=limit)
+        cleaned.append(_tag(stack, "items", source=source, frame=frame, tagged=tagged))
         items = accepted(cleaned[0].tagged)
     if config.users is not None:
         source = config.users
-        frame = _read(job, "users", source, required=(c.USER_ID,), with_attributes=True)
-        cleaned.append(_tag(stack, "users", source, frame, clean_users(frame, source, max_text_chars=limit)))
+        frame = _read(job, "users", source=source, required=(c.USER_ID,), with_attributes=True)
+        tagged = clean_users(frame, source, max_text_chars=limit)
+        cleaned.append(_tag(stack, "users", source=source, frame=frame, tagged=tagged))
     required = [c.USER_ID, c.ITEM_ID]
     required += [c.EVENT] * bool(config.event_values) + [c.SPLIT] * (config.split.by == "column")
     source = config.interactions
-    frame = _read(job, "interactions", source, required=required, optional=c.INTERACTION_COLUMNS)
-    cleaned.append(_tag(stack, "interactions", source, frame, clean_interactions(frame, config, items=items)))
+    frame = _read(job, "interactions", source=source, required=required, optional=c.INTERACTION_COLUMNS)
+    tagged = clean_interactions(frame, config, items=items)
+    cleaned.append(_tag(stack, "interactions", source=source, frame=frame, tagged=tagged))
     return cleaned
 
 
 def _read(
     job: Job,
     name: str,
-    source: Source,
     *,
+    source: Source,
     required: Sequence[str],
     optional: Sequence[str] = (),
     with_attributes: bool = False,
@@ -113,7 +118,7 @@ def _read(
     )
 
 
-def _tag(stack: ExitStack, name: str, source: Source, frame: DataFrame, tagged: DataFrame) -> Cleaned:
+def _tag(stack: ExitStack, name: str, *, source: Source, frame: DataFrame, tagged: DataFrame) -> Cleaned:
     """Counts the rows that came in and, apart from that, those that came out."""
     stored = _stored(stack, tagged)
     with reading(source, f"prepare.{name}"):
@@ -157,7 +162,7 @@ def _expect_few_rejects(cleaned: Sequence[Cleaned], config: PrepareConfig) -> No
             raise InputError(f"prepare.{one.name}: all {one.rows_in} rows were refused; see the table rejects")
 
 
-def _write(job: Job, stack: ExitStack, kept: Mapping[str, DataFrame]) -> None:
+def _write(job: Job, stack: ExitStack, *, kept: Mapping[str, DataFrame]) -> Splits:
     config = job.config.prepare
     with job.timed("interactions"):
         ordered = with_moments(kept["interactions"], seed=config.split.seed)
@@ -169,34 +174,34 @@ def _write(job: Job, stack: ExitStack, kept: Mapping[str, DataFrame]) -> None:
         job.tables.replace_if_changed(schemas.items(attribute_types(items)), items, job.metadata())
         job.tables.replace_if_changed(schemas.users(attribute_types(users)), users, job.metadata())
     with job.timed("examples"):
-        examples = build_examples(
+        made = build_examples(
             interactions,
             is_forward=config.split.by in FORWARD,
             history_length=job.config.prompts.history_length,
             targets_per_example=config.targets_per_example,
         )
-        job.tables.replace_if_changed(schemas.EXAMPLES, _stored(stack, examples), job.metadata())
-    for name in ("items", "users"):
-        job.counts[name] = job.tables.read(name).count()
+        examples = _stored(stack, made)
+        job.tables.replace_if_changed(schemas.EXAMPLES, examples, job.metadata())
+    with job.timed("count"):
+        rows = _by_split(interactions, F.count("*"), F.count_distinct(c.USER_ID))
+        asked = _by_split(examples, F.count("*"))
+        job.counts |= {"interactions": sum(n for n, _ in rows.values()), "items": items.count(), "users": users.count()}
+        job.counts["examples"] = sum(n for (n,) in asked.values())
+    return {split: (*rows.get(split, (0, 0)), *asked.get(split, (0,))) for split in c.SPLITS}
 
 
-def _report(job: Job, cleaned: Sequence[Cleaned]) -> None:
-    """Prints what came in, what was refused and why, and how large the splits are; counts the latter."""
-    sources = Table("source", "rows", "kept", "refused", "reasons", title="What came in")
+def _report(cleaned: Sequence[Cleaned], splits: Splits) -> None:
+    """Prints what came in, what was refused and why, and how large the splits are."""
+    came = Table("source", "rows", "kept", "refused", "reasons", title="What came in")
     for one in cleaned:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in _by_count(one.refused))
-        sources.add_row(one.name, f"{one.rows_in:,}", f"{one.kept:,}", f"{one.rejected:,}", reasons)
-    splits = Table("split", "interactions", "users", "examples", title="What is asked when")
-    rows = _by_split(job.tables.read("interactions"), F.count("*"), F.count_distinct(c.USER_ID))
-    asked = _by_split(job.tables.read("examples"), F.count("*"))
-    job.counts["interactions"] = sum(n for n, _ in rows.values())
-    job.counts["examples"] = sum(n for (n,) in asked.values())
-    for split in c.SPLITS:
-        numbers = (*rows.get(split, (0, 0)), *asked.get(split, (0,)))
-        splits.add_row(split, *(f"{n:,}" for n in numbers))
+        came.add_row(one.name, f"{one.rows_in:,}", f"{one.kept:,}", f"{one.rejected:,}", reasons)
+    asked = Table("split", "interactions", "users", "examples", title="What is asked when")
+    for split, numbers in splits.items():
+        asked.add_row(split, *(f"{n:,}" for n in numbers))
     console = Console()
-    console.print(sources)
-    console.print(splits)
+    console.print(came)
+    console.print(asked)
 
 
 def _by_split(frame: DataFrame, *counts: Column) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import reduce
+from pathlib import Path
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -21,8 +22,8 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.errors import AuditError, ConflictError
 from flmrec_spark.job import Job, run
-from flmrec_spark.lm import manifest
-from flmrec_spark.ship import ship
+from flmrec_spark.lm import folders, manifest
+from flmrec_spark.ship import filter_digest, listable, ship
 from flmrec_spark.stages import audit, top_n
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, rejects
 from flmrec_spark.stages.scores import Shipped, scores
@@ -44,11 +45,14 @@ def main(argv: Sequence[str]) -> int:
 def score(job: Job) -> None:
     candidates = _candidates(job)
     made_of = _fingerprint(job, candidates)
-    job.run_id = job.run_id or f"score-{made_of}"
-    state = _state(job, made_of)
-    if state == PUBLISHED:
+    is_named, job.run_id = bool(job.run_id), job.run_id or f"score-{made_of}"
+    for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS):
+        job.tables.expect_room(schema)
+    state = _state(job, made_of, is_named=is_named)
+    if state == PUBLISHED and job.is_recorded():
         job.status = "already done"
         log.info("score: run %s is published already; nothing to do", job.run_id)
+        _name_tables(job)
         return
     with job.timed("ship"):
         shipped = _ship(job)
@@ -66,8 +70,9 @@ def score(job: Job) -> None:
     with job.timed("audit"):
         _audit(job, staged, prompts, refused_items)
     with job.timed("publish"):
-        job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
-        _create_view(job)
+        if state != PUBLISHED:
+            job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
+        _name_tables(job)
 
 
 def _candidates(job: Job) -> DataFrame | None:
@@ -82,7 +87,7 @@ def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
     """What the lists depend on: two runs of one fingerprint publish the same rows."""
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
-    job.inputs["checkpoint"] = manifest.digest_of(job.config.checkpoint)
+    job.inputs["checkpoint"] = manifest.digest_of(folders.present(Path(job.config.checkpoint)))
     if candidates is not None:
         job.inputs["candidates"] = content_digest(candidates)
     config = job.config.score
@@ -91,21 +96,36 @@ def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
         config.depth,
         config.exclude_seen,
         config.item_filter,
+        filter_digest(_read(job, "items"), config.item_filter),
         config.history_splits,
         config.precision,
     ]
-    return manifest.text_digest(json.dumps([job.inputs, settings], sort_keys=True))
+    # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
+    contents = [commit.get("content") for name in INPUTS for commit in job.tables.commits(name)[:1]]
+    return manifest.text_digest(json.dumps([job.inputs, contents, settings], sort_keys=True))
 
 
-def _state(job: Job, made_of: str) -> str:
-    """How far this run has come before. Raises ConflictError when its id was published with other inputs."""
-    for commit in job.tables.commits("recommendations"):
+def _read(job: Job, name: str) -> DataFrame:
+    """An input at the version that the run began with, whatever is written to it meanwhile."""
+    return job.tables.read(name, version=int(job.inputs[name]))
+
+
+def _state(job: Job, made_of: str, *, is_named: bool) -> str:
+    """How far this run has come before; one that another run has followed is published again, unless it was named.
+
+    Raises:
+      ConflictError: its id was published with other inputs.
+    """
+    published = [commit for commit in job.tables.commits("recommendations") if commit.get("job") == job.name]
+    for age, commit in enumerate(published):
         if commit.get("run_id") == job.run_id:
             if commit.get("fingerprint") != made_of:
                 raise ConflictError(
                     f"--run-id: {job.run_id} was published with other inputs or settings; give this run another id"
                 )
-            return PUBLISHED
+            if age == 0 or is_named:
+                return PUBLISHED
+            break
     of_run = [commit for commit in job.tables.commits("top_n") if commit.get("run_id") == job.run_id]
     return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
 
@@ -114,19 +134,21 @@ def _ship(job: Job) -> Shipped:
     shipped = ship(
         job.spark,
         checkpoint=job.config.checkpoint,
-        items=job.tables.read("items"),
-        users=job.tables.read("users"),
+        items=_read(job, "items"),
+        users=_read(job, "users"),
         score=job.config.score,
         item_filter=job.config.score.item_filter,
     )
+    if shipped.digest != job.inputs["checkpoint"]:
+        raise ConflictError(f"checkpoint {job.config.checkpoint}: another one took its place meanwhile; run again")
     job.counts |= {"items": shipped.n_items, "items_rejected": len(shipped.rejected)}
     return shipped
 
 
 def _prompts(job: Job, shipped: Shipped, candidates: DataFrame | None) -> DataFrame:
     prompts = user_prompts(
-        job.tables.read("users"),
-        job.tables.read("interactions"),
+        _read(job, "users"),
+        _read(job, "interactions"),
         splits=job.config.score.history_splits,
         history_length=shipped.history_length,
         exclude_seen=job.config.score.exclude_seen,
@@ -157,13 +179,12 @@ def _write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> Non
 def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataFrame) -> None:
     """Raises AuditError, naming every fault at once, when the lists must not be published."""
     config = job.config.score
-    listable = job.tables.read("items").join(refused_items, on=[c.ITEM_ID], how="left_anti")
-    if config.item_filter is not None:
-        listable = listable.where(config.item_filter)
+    allowed = listable(_read(job, "items"), config.item_filter)
+    allowed = allowed.join(refused_items, on=[c.ITEM_ID], how="left_anti")
     frames = (
         audit.user_counts(staged, prompts),
         audit.list_counts(staged),
-        audit.item_counts(staged, prompts, listable, n=config.staged_n),
+        audit.item_counts(staged, prompts, allowed, n=config.staged_n),
     )
     for frame in frames:
         job.counts |= frame.collect()[0].asDict()
@@ -173,7 +194,10 @@ def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataF
         raise AuditError(f"run {job.run_id} is not published, the table is as it was: {'; '.join(found)}")
 
 
-def _create_view(job: Job) -> None:
+def _name_tables(job: Job) -> None:
+    """Names for SQL, also where a kill came before them or the catalog was lost since."""
+    for name in ("items", "top_n", "recommendations"):
+        job.tables.register(name)
     recommendations, items = job.tables.reference("recommendations"), job.tables.reference("items")
     job.tables.create_view(
         "recommendations_with_titles",

@@ -1,4 +1,4 @@
-"""A real tiny language model and its tokenizer, made from a seed: BERT with three layers and a vocabulary of letters."""
+"""A real tiny language model and its tokenizer, made from a seed: BERT with three layers, a vocabulary of letters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?()'\"-+/&|%$#@_=<>[]{}" + "用户喜欢不暂无历史《》；：，红楼梦活着三体科幻小说"
+_LETTERS = (
+    "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?()'\"-+/&|%$#@_=<>[]{}"
+    + "用户喜欢不暂无历史《》；：，红楼梦活着三体科幻小说"
+)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

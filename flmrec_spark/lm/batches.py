@@ -27,7 +27,7 @@ class Step:
     users: Index  # (B,)
     distinct: Index  # (M,) places of the items
     grid: Index  # (B, G + K) into `distinct`; observed targets first
-    items: Index  # (B, G + K) places of the items; -1 where there is none
+    items: Index  # (B, G + K) places of the items; -1 where there is none, or the user knows the negative
     labels: Floats  # (B, G)
 
     @property
@@ -50,11 +50,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Negatives:
-    """Draws unrated items: probability ~ interactions ** power, the user's own items excluded."""
+    """Draws items that a step's users are compared with: one draw for all of them, so each item is encoded once."""
 
-    cumulative: npt.NDArray[np.float64]  # (N,)
-    log_share: Floats  # (N,): log of the probability times N, 0 when uniform
-    known: Index  # sorted keys user * N + item that must not be drawn
+    share: npt.NDArray[np.float64]  # (N,): probability ~ interactions ** power, 0 for an item that no prompt can show
+    log_share: Floats  # (N,): log of the share times the items that have one; 0 when uniform
+    known: Index  # sorted keys user * N + item that are no negatives
 
     @classmethod
     def of(cls, counts: Floats, *, power: float, known: Index, drawable: Mask) -> Negatives:
@@ -63,20 +63,18 @@ class Negatives:
         share = weights / weights.sum()
         with np.errstate(divide="ignore"):
             log_share = np.log(share * drawable.sum())
-        return cls(np.cumsum(share), log_share.astype(np.float32), known)
+        return cls(share, log_share.astype(np.float32), known)
 
     def draw(self, users: Index, n: int, random: np.random.Generator) -> Index:
-        """(B, n) places of items; -1 where a user has rated nearly everything."""
-        n_items = len(self.cumulative)
-        shape = (len(users), 3 * n)  # three times as many as needed: most users have rated little of a catalogue
-        drawn = np.searchsorted(self.cumulative, random.random(shape) * self.cumulative[-1], side="right")
-        drawn = np.minimum(drawn, n_items - 1)
+        """(B, n) places of n distinct items, the same for each user; -1 where the user has rated the item."""
+        n_items = len(self.share)
+        n_drawn = min(n, int((self.share > 0).sum()))
+        drawn = np.sort(random.choice(n_items, size=n_drawn, replace=False, p=self.share))
+        drawn = np.concatenate([drawn, np.full(n - n_drawn, -1)])
         keys = users[:, None] * n_items + drawn
         places = np.searchsorted(self.known, keys).clip(max=max(len(self.known) - 1, 0))
-        is_new = np.ones(shape, dtype=bool) if not len(self.known) else self.known[places] != keys
-        order = np.argsort(~is_new, axis=1, kind="stable")[:, :n]  # the unrated draws first, in their order
-        chosen = np.take_along_axis(drawn, order, axis=1)
-        return np.where(np.take_along_axis(is_new, order, axis=1), chosen, -1)
+        is_known = self.known[places] == keys if len(self.known) else np.zeros(keys.shape, dtype=bool)
+        return np.where(is_known, -1, np.broadcast_to(drawn, keys.shape))
 
 
 def epoch_order(lengths: Index, *, per_step: int, seed: int, epoch: int) -> list[Index]:

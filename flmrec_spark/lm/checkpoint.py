@@ -30,13 +30,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from flmrec_spark.errors import CheckpointError, ConfigError
-from flmrec_spark.lm import manifest
+from flmrec_spark.lm import folders, manifest
 from flmrec_spark.lm.families import load_backbone
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import Template, parse_template
 
 _HEAD = ("item_weight", "user_weight", "dot", "offset")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _BIASES = pa.schema([("kind", pa.string()), ("id", pa.string()), ("bias", pa.float32())])
 
 
@@ -62,7 +63,7 @@ class Calibration:
     def probability(self, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Logits of any shape -> float64 in [0, 1] of the same shape."""
         scaled = self.slope * logits.astype(np.float64) + self.intercept
-        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scaled)))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -scaled)))  # 0 and 1 only where float64 ends: no early ties
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ def save(
     metrics: Mapping[str, object],
     config: Mapping[str, object],
 ) -> str:
-    """Writes a checkpoint, replacing one that is there; returns its digest."""
+    """Writes a checkpoint, replacing one that is there; returns its digest. Raises as `folders.expect_room` does."""
     target = Path(folder)
+    folders.expect_room(target, mark=manifest.NAME)
     draft = target.with_name(target.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     (draft / "backbone").mkdir(parents=True)
@@ -171,12 +173,7 @@ def save(
     manifest.write_json(draft / "calibration.json", asdict(calibration))
     manifest.write_json(draft / "metrics.json", dict(metrics))
     digest = manifest.write(draft)
-    previous = target.with_name(target.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if target.exists():
-        target.rename(previous)
-    draft.rename(target)
-    shutil.rmtree(previous, ignore_errors=True)
+    folders.replace(target, draft)
     return digest
 
 
@@ -186,8 +183,9 @@ def load(folder: str | Path) -> Checkpoint:
     Raises:
       CheckpointError: the folder or a file of it is missing, damaged, of another format or not of this project.
     """
-    manifest.verify(Path(folder))
-    return read(folder)
+    path = folders.present(Path(folder))
+    manifest.verify(path)
+    return read(path)
 
 
 def read(folder: str | Path) -> Checkpoint:
@@ -210,15 +208,17 @@ def load_tokenizer(folder: str | Path) -> Any:
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: not found, expected a folder with a tokenizer")
+    if not any((path / name).is_file() for name in _VOCABULARIES):  # transformers would make up an empty one
+        raise CheckpointError(f"{path}: got no tokenizer, expected one of {', '.join(_VOCABULARIES)}")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise CheckpointError(f"{path}: no tokenizer loads from it: {manifest.one_line(fault)}") from fault
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """metrics.json of a checkpoint that may not be there: {} then."""
-    path = Path(folder) / "metrics.json"
+    path = folders.present(Path(folder)) / "metrics.json"
     return manifest.read_json(path) if path.is_file() else {}
 
 

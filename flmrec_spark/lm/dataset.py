@@ -30,6 +30,7 @@ class Prepared:
 
     tables: Mapping[str, pa.Table]
     versions: Mapping[str, int]
+    table_ids: Mapping[str, str]  # of a table made anew, whose versions count from 0 again
 
     def fields(self, name: str) -> list[str]:
         """Attribute names of items or users."""
@@ -76,23 +77,41 @@ def read_tables(root: str | None) -> Prepared:
 
     Raises:
       ConfigError: there is no root to read from.
-      InputError: a table is missing, unreadable or empty.
+      InputError: a table is missing, unreadable or empty, or they are not of one run.
     """
     if root is None:
         raise ConfigError("tables.root: got null, expected a path: fine-tuning reads the tables without a catalog")
-    tables, versions = {}, {}
+    tables, versions, table_ids = {}, {}, {}
     for name in TABLES:
         place = root.rstrip("/") + "/" + name if "://" in root else str(Path(root).absolute() / name)
         try:
             table = DeltaTable(place)
             tables[name], versions[name] = table.to_pyarrow_table(), table.version()
+            table_ids[name] = str(table.metadata().id)
         except TableNotFoundError:
             raise InputError(f"table {name}: not found at {place}; run jobs/prepare.py first") from None
         except (DeltaError, OSError) as fault:
             raise InputError(f"table {name}: not readable at {place}: {' '.join(str(fault).split())[:300]}") from fault
         if tables[name].num_rows == 0:
             raise InputError(f"table {name}: got no rows at {place}, expected some")
-    return Prepared(tables, versions)
+    prepared = Prepared(tables, versions, table_ids)
+    _expect_whole(prepared)
+    return prepared
+
+
+def _expect_whole(prepared: Prepared) -> None:
+    """Raises InputError when the tables are not of one run: a killed prepare leaves some older than others."""
+    tables = prepared.tables
+    examples, interactions = tables["examples"], tables["interactions"]
+    entries = [*examples[c.HISTORY].chunks, *examples[c.TARGETS].chunks]
+    shown = [entry.flatten().field(c.ITEM_ID) for entry in entries]
+    for name, key, used in (
+        ("items", c.ITEM_ID, [*interactions[c.ITEM_ID].chunks, *shown]),
+        ("users", c.USER_ID, [*interactions[c.USER_ID].chunks, *examples[c.USER_ID].chunks]),
+    ):
+        known = tables[name][key].combine_chunks()
+        if not all(pc.all(pc.is_in(part, value_set=known), min_count=0).as_py() for part in used):
+            raise InputError(f"table {name}: lacks ids that interactions or examples name; run jobs/prepare.py again")
 
 
 def catalog(items: pa.Table, segmenter: Segmenter) -> Catalog:
@@ -153,14 +172,14 @@ def seen(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits:
     return np.unique(keys)
 
 
-def train_counts(prepared: Prepared, column: str, ids: Sequence[str]) -> tuple[Floats, Floats]:
-    """(interactions, liked interactions) in the train split by user or item: float32 (len(ids),) each."""
+def counts(prepared: Prepared, column: str, ids: Sequence[str], *, splits: Sequence[str]) -> tuple[Floats, Floats]:
+    """(interactions, liked interactions) in the splits by user or item: float32 (len(ids),) each."""
     table = prepared.tables["interactions"]
-    table = table.filter(pc.equal(table[c.SPLIT], c.TRAIN))
+    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
     places = pc.index_in(table[column], value_set=pa.array(ids, pa.string())).to_numpy(zero_copy_only=False)
     liked = table[c.IS_LIKED].to_numpy(zero_copy_only=False).astype(np.float32)
-    counts = np.bincount(places.astype(np.int64), minlength=len(ids)).astype(np.float32)
-    return counts, np.bincount(places.astype(np.int64), weights=liked, minlength=len(ids)).astype(np.float32)
+    rows = np.bincount(places.astype(np.int64), minlength=len(ids)).astype(np.float32)
+    return rows, np.bincount(places.astype(np.int64), weights=liked, minlength=len(ids)).astype(np.float32)
 
 
 def _interaction(entry: Mapping[str, Any], items: Catalog, place_of_item: Mapping[str, int]) -> Interaction:

@@ -117,7 +117,7 @@ def load_backbone(folder: str | Path, *, dropout: float | None = None) -> nn.Mod
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     try:
         with _quiet():
-            backbone: nn.Module = AutoModel.from_pretrained(
+            backbone, report = AutoModel.from_pretrained(
                 path,
                 config=config,
                 add_pooling_layer=False,
@@ -125,23 +125,27 @@ def load_backbone(folder: str | Path, *, dropout: float | None = None) -> nn.Mod
                 local_files_only=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         raise CheckpointError(f"{path / 'model.safetensors'}: not loadable: {_one_line(fault)}") from fault
-    return backbone
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
+        raise CheckpointError(f"{path / 'model.safetensors'}: lacks {len(missing)} tensors, such as {missing[0]}")
+    found: nn.Module = backbone
+    return found
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     # A pooler that is left out on purpose is reported at length, and a bar is drawn for a second's work.
     level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
-        hf_logging.enable_progress_bar()
+        hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _one_line(fault: Exception) -> str:

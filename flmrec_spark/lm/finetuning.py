@@ -13,22 +13,26 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from flmrec_spark.config import Config
-from flmrec_spark.lm import checkpoint, dataset
+from flmrec_spark.lm import checkpoint, dataset, folders, manifest, resume
 from flmrec_spark.lm.dataset import Prepared
-from flmrec_spark.lm.manifest import text_digest
 from flmrec_spark.lm.trainer import Trainer, load_data
 from flmrec_spark.lm.validation import calibrate
+from flmrec_spark.prompts import load_template
 
 log = logging.getLogger("flmrec")
 
+_PRETRAINED = {".safetensors", ".json", ".txt", ".model"}
+
 
 def fingerprint(config: Config, prepared: Prepared) -> str:
-    """What a training depends on: its settings, the pretrained weights and the versions of the tables."""
-    weights = Path(config.model.path) / "model.safetensors"
-    size = weights.stat().st_size if weights.is_file() else 0
-    versions = ",".join(f"{name}={version}" for name, version in sorted(prepared.versions.items()))
-    parts = config.digest("prompts", "model", "finetune"), config.digest("prepare"), str(size), versions
-    return text_digest("|".join(parts))
+    """What a training depends on: its settings, the template, the pretrained files and the versions of the tables."""
+    files = [file for file in sorted(Path(config.model.path).glob("*")) if file.suffix in _PRETRAINED]
+    versions = [f"{name}={prepared.table_ids[name]}:{prepared.versions[name]}" for name in dataset.TABLES]
+    template = load_template(config.prompts.template).to_yaml()
+    settings = config.digest("prompts", "model", "finetune"), config.digest("prepare")
+    return manifest.text_digest(
+        "|".join([*settings, template, *(f"{file.name}={manifest.sha256(file)}" for file in files), *versions])
+    )
 
 
 def finetune(config: Config, *, force: bool = False, stop_after: int | None = None) -> dict[str, object]:
@@ -37,16 +41,18 @@ def finetune(config: Config, *, force: bool = False, stop_after: int | None = No
     A finished training with the same fingerprint is left as it is, an interrupted one goes on where it was last
     saved and ends with the same weights. `stop_after` steps of this call it stops without a checkpoint.
     """
+    target = Path(config.checkpoint)
+    folders.expect_room(target, mark=manifest.NAME)
     prepared = dataset.read_tables(config.tables.root)
     key = fingerprint(config, prepared)
-    found = checkpoint.read_metrics(config.checkpoint)
-    if found.get("fingerprint") == key and not force:
+    found = {} if force else checkpoint.read_metrics(config.checkpoint)
+    if found.get("fingerprint") == key:
         return {**found, "digest": checkpoint.load(config.checkpoint).digest, "status": "already done"}
     started = time.perf_counter()
     data = load_data(config, prepared)
     trainer = Trainer(config, prepared, data)
-    folder = Path(config.checkpoint + ".training")
-    if force:
+    folder = target.with_name(target.name + ".training")
+    if force or resume.key_of(folder) != key:  # nothing of another training may be taken for one of this
         shutil.rmtree(folder, ignore_errors=True)
     trainer.resume(folder, key)
     if not _loop(trainer, folder, key, stop_after):
@@ -54,10 +60,25 @@ def finetune(config: Config, *, force: bool = False, stop_after: int | None = No
     for name, module in trainer.modules.items():
         module.load_state_dict(_part(load_file(folder / "best.safetensors"), name))
     last = trainer.validate()
-    calibration = calibrate(last)
-    metrics: dict[str, object] = {
-        "fingerprint": key,
-        "validation": dict(last.metrics),
+    metrics = {"fingerprint": key, "validation": dict(last.metrics), **_told(trainer, prepared)}
+    trainer.model.cpu()
+    digest = checkpoint.save(
+        config.checkpoint,
+        model=trainer.model,
+        segmenter=data.segmenter,
+        biases=trainer.biases(prepared),
+        calibration=calibrate(last),
+        metrics=metrics,
+        config=config.as_dict(),
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    return {**metrics, "digest": digest, "status": "done", "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _told(trainer: Trainer, prepared: Prepared) -> dict[str, object]:
+    """What metrics.json says of a training besides its result."""
+    data = trainer.data
+    return {
         "history": trainer.history,
         "steps": trainer.step,
         "precision": trainer.precision,
@@ -69,18 +90,6 @@ def finetune(config: Config, *, force: bool = False, stop_after: int | None = No
             "history_cut": data.train.n_cut,
         },
     }
-    trainer.model.cpu()
-    digest = checkpoint.save(
-        config.checkpoint,
-        model=trainer.model,
-        segmenter=data.segmenter,
-        biases=trainer.bias.cpu().named(data.user_ids, data.catalog.item_ids),
-        calibration=calibration,
-        metrics=metrics,
-        config=config.as_dict(),
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    return {**metrics, "digest": digest, "status": "done", "seconds": round(time.perf_counter() - started, 1)}
 
 
 def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> bool:

@@ -40,9 +40,9 @@ def files(folder: Path) -> list[str]:
 
 def write(folder: Path) -> str:
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    files = {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+    files = {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
     digest = _digest(files)
-    write_json(folder / "manifest.json", {"format": FORMAT, "digest": digest, "files": files})
+    write_json(folder / NAME, {"format": FORMAT, "digest": digest, "files": files})
     return digest
 
 
@@ -54,17 +54,17 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 def _verify_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{folder / 'manifest.json'}: names {name}, expected files of the folder")
+        raise CheckpointError(f"{folder / NAME}: names {name}, expected files of the folder")
     if not file.is_file():
         raise CheckpointError(f"{file}: not found, expected {entry['bytes']:,} bytes by the manifest")
     size = file.stat().st_size
     if size != entry["bytes"]:
         raise CheckpointError(f"{file}: damaged: got {size:,} bytes, expected {entry['bytes']:,}")
-    if _sha256(file) != entry["sha256"]:
+    if sha256(file) != entry["sha256"]:
         raise CheckpointError(f"{file}: damaged: its SHA-256 is not that of the manifest")
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -75,6 +75,10 @@ def _read(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / NAME}: got format {manifest.get('format')!r}, expected {FORMAT}: not this project's"
         )
+    for name, entry in manifest["files"].items():
+        is_whole = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+        if not is_whole or not isinstance(entry.get("bytes"), int):
+            raise CheckpointError(f"{folder / NAME}: damaged: {name}: got {entry!r}, expected its sha256 and bytes")
     return manifest
 
 

@@ -18,13 +18,14 @@ Q item tokens that are computed on: all S, or the score token alone in the last 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flmrec_spark.errors import ConfigError
-from flmrec_spark.lm.families import Family, family_of
+from flmrec_spark.lm.families import family_of
 
 USER, ITEM = 0, 1  # segment ids
 _START_DOT = 4.0  # weight of the dot product before training: cosines of layer-normed states are small
@@ -51,9 +52,27 @@ class ItemStates:
     hidden_mask: Tensor  # (N, S), true where padded
 
     def take(self, index: Tensor) -> ItemStates:
-        return ItemStates(
-            self.hidden[index], self.query[index], self.own[index], self.own_lse[index], self.hidden_mask[index]
-        )
+        """Some of the items."""
+        hidden, query, own, own_lse, mask = (part[index] if len(part) else part for part in self.parts())
+        return ItemStates(hidden, query, own, own_lse, mask)
+
+    def padded(self, n_tokens: int, *, keeps_tokens: bool) -> ItemStates:
+        """As if the items had been encoded with more padding: S = n_tokens, and Q too where every token is kept."""
+        n_more = n_tokens - self.hidden_mask.shape[1]
+        pad = nn.functional.pad
+        mask = pad(self.hidden_mask, (0, n_more), value=True)
+        if not keeps_tokens:
+            return ItemStates(self.hidden, self.query, self.own, self.own_lse, mask)
+        hidden, query, own = (pad(part, (0, 0, 0, n_more)) for part in (self.hidden, self.query, self.own))
+        return ItemStates(hidden, query, own, pad(self.own_lse, (0, n_more)), mask)
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.hidden, self.query, self.own, self.own_lse, self.hidden_mask
+
+
+def concatenated(states: Sequence[ItemStates]) -> ItemStates:
+    """Items of several encodings, in their order."""
+    return ItemStates(*[torch.cat(parts) for parts in zip(*[one.parts() for one in states], strict=True)])
 
 
 class SegmentedModel(nn.Module):
@@ -77,8 +96,7 @@ class SegmentedModel(nn.Module):
         self.join = join
         self.join_layer = join_layer
         self.item_position = item_position
-        self.family: Family = family_of(backbone)
-        family = self.family
+        family = self.family = family_of(backbone)
         if not 0 <= join_layer <= family.n_layers:
             raise ConfigError(f"model.join_layer: got {join_layer}, expected 0 .. {family.n_layers}")
         if item_position + item_tokens > family.max_positions:
@@ -90,6 +108,11 @@ class SegmentedModel(nn.Module):
         self.user_weight = nn.Parameter(torch.zeros(family.hidden))
         self.dot = nn.Parameter(torch.tensor(_START_DOT))
         self.offset = nn.Parameter(torch.zeros(()))
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Item states hold every token, not the score token alone: there is a joined layer before the last."""
+        return self.join_layer < self.family.n_layers - 1
 
     @property
     def is_two_towers(self) -> bool:
@@ -106,7 +129,7 @@ class SegmentedModel(nn.Module):
             if layer >= self.join_layer:
                 keys.append(key)
                 values.append(value)
-            attended, _ = _attend(query, key, value, padded[:, None, None, :], self._attention_dropout())
+            attended = self._attend_own(query, key, value, padded)
             hidden = family.finish(layer, hidden, _merge_heads(attended))
         return UserStates(_mean(hidden, padded), keys, values, padded)
 
@@ -120,8 +143,7 @@ class SegmentedModel(nn.Module):
             hidden = self._item_layer(layer, hidden, padded)
         if self.is_two_towers:
             last = self._item_layer(family.n_layers - 1, hidden, padded)[:, :1]
-            nothing = last.new_zeros(0)
-            return ItemStates(last, nothing, nothing, nothing, padded)
+            return ItemStates(last, last.new_zeros(0), last.new_zeros(0), last.new_zeros(0), padded)
         return self._item_states(self.join_layer, hidden, padded)
 
     def join_items(self, users: UserStates, items: ItemStates, grid: Tensor) -> Tensor:
@@ -147,21 +169,29 @@ class SegmentedModel(nn.Module):
 
     def head(self, item: Tensor, user: Tensor) -> Tensor:
         """x (.., D) and u (.., D), broadcast -> logit (..), float32."""
-        item, user = item.float(), user.float()
-        linear = item @ self.item_weight + user @ self.user_weight
-        return linear + self.dot * (item * user).mean(-1) + self.offset
+        with torch.autocast(item.device.type, enabled=False):  # a logit of 8 bits could not tell items apart
+            item, user = item.float(), user.float()
+            linear = item @ self.item_weight + user @ self.user_weight
+            return linear + self.dot * (item * user).mean(-1) + self.offset
 
     def _item_layer(self, layer: int, hidden: Tensor, padded: Tensor) -> Tensor:
         query, key, value = self.family.project(layer, hidden)
-        attended, _ = _attend(query, key, value, padded[:, None, None, :], self._attention_dropout())
+        attended = self._attend_own(query, key, value, padded)
         return self.family.finish(layer, hidden, _merge_heads(attended))
+
+    def _attend_own(self, query: Tensor, key: Tensor, value: Tensor, padded: Tensor) -> Tensor:
+        """Attention of a segment to itself: (B, H, T, E)."""
+        seen = ~padded[:, None, None, :]
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, dropout_p=self._attention_dropout()
+        )
 
     def _item_states(self, layer: int, hidden: Tensor, padded: Tensor) -> ItemStates:
         """What a joined layer needs of the items (.., S, D): only the score token's part in the last layer."""
         query, key, value = self.family.project(layer, hidden)
         if layer == self.family.n_layers - 1:
             query, hidden = query[:, :, :1], hidden[:, :1]
-        own, own_lse = _attend(query, key, value, padded[:, None, None, :], self._attention_dropout())
+        own, own_lse = _attend_with_lse(query, key, value, padded[:, None, None, :], self._attention_dropout())
         return ItemStates(hidden, query, own, own_lse, padded)
 
     def _joined(self, users: UserStates, items: ItemStates, grid: Tensor) -> Tensor:
@@ -179,16 +209,12 @@ class SegmentedModel(nn.Module):
 
     def _attend_user(self, users: UserStates, step: int, items: ItemStates, index: Tensor) -> Tensor:
         """Attention of item tokens to the user's keys, their own part merged in as one more key."""
-        query, own, own_lse = (
-            items.query[index],
-            items.own[index],
-            items.own_lse[index],
-        )  # (B, G, H, Q, E), (B, G, H, Q)
+        query, own = items.query[index], items.own[index]  # (B, G, H, Q, E)
         n_asked, n_tokens = query.shape[1], query.shape[3]
         flat = query.transpose(1, 2).flatten(2, 3)  # (B, H, G * Q, E)
         logits = flat @ users.keys[step].transpose(-1, -2) / math.sqrt(flat.shape[-1])  # (B, H, G * Q, P)
         logits = logits.masked_fill(users.hidden_mask[:, None, None, :], -torch.inf)
-        own_logit = own_lse.transpose(1, 2).flatten(2, 3)[..., None]  # (B, H, G * Q, 1)
+        own_logit = items.own_lse[index].transpose(1, 2).flatten(2, 3)[..., None]  # (B, H, G * Q, 1)
         weights = torch.cat([logits, own_logit.to(logits.dtype)], dim=-1).float().softmax(-1)
         weights = nn.functional.dropout(weights, self._attention_dropout(), training=self.training)
         to_user = weights[..., :-1].to(flat.dtype) @ users.values[step]  # (B, H, G * Q, E)
@@ -200,7 +226,9 @@ class SegmentedModel(nn.Module):
         return self.family.attention_dropout if self.training else 0.0
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, padded: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+def _attend_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, padded: Tensor, dropout: float
+) -> tuple[Tensor, Tensor]:
     """Softmax attention and its log-sum-exp: (B, H, Q, E), (B, H, Q); padded keys weigh nothing."""
     logits = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])  # (B, H, Q, T)
     logits = logits.masked_fill(padded, -torch.inf)

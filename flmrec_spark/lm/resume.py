@@ -52,7 +52,9 @@ def load_state(folder: Path, modules: Mapping[str, nn.Module], optim: torch.opti
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             module.load_state_dict(own)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
-        raise CheckpointError(f"{folder}: resume point not usable: {' '.join(str(fault).split())[:300]}") from fault
+        raise CheckpointError(
+            f"{folder}: resume point not usable, --force starts anew: {' '.join(str(fault).split())[:300]}"
+        ) from fault
     state = optim.state_dict()
     for key, value in tensors.items():
         if key.startswith("optimizer."):

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flmrec_spark.lm.checkpoint import Calibration
+from flmrec_spark.lm.kernels import pack_linears
 from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.segments import TokenBlock
@@ -50,9 +51,10 @@ class Scorer:
     """Scores users against one catalogue.
 
     Args:
-      model: in eval mode; for a precision below float32 a copy is converted.
+      model: in eval mode; a copy of it is converted to a precision below float32.
       tokens: item segments, N rows.
       item_bias: learned offsets, float64 (N,); zeros where there are none.
+      packed: multiply with `kernels.PackedLinear`, on a CPU; in a copy of the model.
       states: item states saved by an earlier scorer of the same model and items.
     """
 
@@ -65,12 +67,16 @@ class Scorer:
         item_bias: Scores | None = None,
         precision: str = "fp32",
         device: str = "cpu",
+        packed: bool = False,
         states: Path | None = None,
     ) -> None:
         self.device = device
         self.dtype = DTYPES[precision]
-        self.model = model.to(device) if precision == "fp32" else copy.deepcopy(model).to(device)
+        changes = packed or precision != "fp32"
+        self.model = (copy.deepcopy(model) if changes else model).to(device)
         self.model.backbone.to(self.dtype)
+        if packed:
+            pack_linears(self.model.backbone)
         self.calibration = calibration or Calibration()
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
         found = self._load_states(states) if states is not None else self._encode(tokens)
@@ -86,25 +92,27 @@ class Scorer:
     def logits(self, user: list[int], *, items: Index | None = None) -> Scores:
         """As `score`, before bias terms and calibration."""
         if self.model.join == "full":
-            return self._score_full(user, items)
-        ids = torch.tensor([user], device=self.device)
-        states = self.model.encode_users(ids, torch.tensor([len(user)], device=self.device))
-        logits = self._score_states(states, items)
+            return self.pair_logits(user, self.items.tokens if items is None else self.items.tokens.take(items))
+        logits = self._score_states(self.model.encode_users(*self._user(user)), items)
         return np.asarray(logits.double().cpu().numpy())
 
     @torch.inference_mode()
     def pair_logits(self, user: list[int], items: TokenBlock) -> Scores:
         """Logits of one user for items that need not be in the catalogue: float64 (len(items),), without bias terms."""
-        ids, lengths = self._tensors(items, 0, len(items))
-        users = torch.tensor([user], device=self.device)
-        n_tokens = torch.tensor([len(user)], device=self.device)
-        if self.model.join == "full":
-            logits = self.model.pair(users.expand(len(ids), -1), n_tokens.expand(len(ids)), ids, lengths)
-        else:
-            grid = torch.arange(len(ids), device=self.device)[None]
-            states = self.model.encode_items(ids, lengths)
-            logits = self.model.join_items(self.model.encode_users(users, n_tokens), states, grid)[0]
-        return np.asarray(logits.double().cpu().numpy())
+        users, n_tokens = self._user(user)
+        states = None if self.model.join == "full" else self.model.encode_users(users, n_tokens)
+        size = _EARLY_BLOCK[torch.device(self.device).type]
+        result = np.zeros(len(items))
+        for start in range(0, len(items), size):
+            block = items.take(np.arange(start, min(start + size, len(items))))
+            ids, lengths = self._tensors(block, 0, size)
+            if states is None:
+                logits = self.model.pair(users.expand(len(ids), -1), n_tokens.expand(len(ids)), ids, lengths)
+            else:
+                grid = torch.arange(len(ids), device=self.device)[None]
+                logits = self.model.join_items(states, self.model.encode_items(ids, lengths), grid)[0]
+            result[start : start + size] = logits.double().cpu().numpy()
+        return result
 
     @torch.inference_mode()
     def save_states(self, file: Path) -> None:
@@ -126,6 +134,9 @@ class Scorer:
             blocks.append(self.model.encode_items(ids, lengths))
         states = ItemStates(*[torch.cat([getattr(block, name) for block in blocks]) for name in _STATES])
         return _for_last_layer(states) if self.is_last else states
+
+    def _user(self, user: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.tensor([user], device=self.device), torch.tensor([len(user)], device=self.device)
 
     def _tensors(self, tokens: TokenBlock, start: int, stop: int) -> tuple[Tensor, Tensor]:
         ids = torch.from_numpy(tokens.ids[start:stop]).to(self.device, torch.long)
@@ -168,12 +179,6 @@ class Scorer:
         feed_forward = self.model.join != "attention"
         hidden = self.model.family.finish(layer, items.hidden[block], attended, feed_forward=feed_forward)
         return self.model.head(hidden, user.pooled)
-
-    def _score_full(self, user: list[int], items: Index | None) -> Scores:
-        tokens = self.items.tokens if items is None else self.items.tokens.take(items)
-        size = _EARLY_BLOCK[torch.device(self.device).type]
-        blocks = [np.arange(start, min(start + size, len(tokens))) for start in range(0, len(tokens), size)]
-        return np.concatenate([self.pair_logits(user, tokens.take(block)) for block in blocks])
 
 
 def _for_last_layer(states: ItemStates) -> ItemStates:

@@ -75,7 +75,7 @@ class Segmenter:
 
     def user(self, profile: Fields, history: Sequence[Interaction]) -> UserSegment | None:
         """The user segment, or None when the text before the history does not fit the budget alone."""
-        head = self._encode(self.template.render_user(profile))
+        head = self._encode_all([self.template.render_user(profile)])[0]  # not kept: as many as users
         room = self.user_tokens - 2 - len(head)
         if room < 0:
             return None

@@ -17,7 +17,7 @@ def score_texts(
 ) -> Scores:
     """Probabilities float64 (R,) of R pairs of texts; nan where one is null or the item exceeds its token budget.
 
-    A user or item that stands in several rows is encoded once.
+    A user who stands in several rows is encoded once, an item's text is tokenised once, equal pairs score the same.
     """
     items = sorted({text for text in item_texts if text is not None})
     segments = dict(zip(items, segmenter.item_texts(items), strict=True))
@@ -27,7 +27,9 @@ def score_texts(
             rows_of.setdefault(user, []).append(row)
     result = np.full(len(user_texts), np.nan)
     for user, rows in rows_of.items():
-        asked = [segments[item_texts[row] or ""] or [] for row in rows]
-        logits = scorer.pair_logits(segmenter.user_text(user), segmenter.block(asked))
-        result[rows] = scorer.calibration.probability(logits)
+        asked = list(dict.fromkeys(item_texts[row] or "" for row in rows))  # equal rows, equal scores to the last bit
+        place = {item: at for at, item in enumerate(asked)}
+        block = segmenter.block([segments[item] or [] for item in asked])
+        values = scorer.calibration.probability(scorer.pair_logits(segmenter.user_text(user), block))
+        result[rows] = values[[place[item_texts[row] or ""] for row in rows]]
     return result

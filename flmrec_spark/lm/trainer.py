@@ -17,6 +17,7 @@ from flmrec_spark.config import Config
 from flmrec_spark.errors import InputError
 from flmrec_spark.lm import checkpoint, dataset, resume, training
 from flmrec_spark.lm.batches import Negatives, Step, epoch_order, make_step
+from flmrec_spark.lm.checkpoint import Biases
 from flmrec_spark.lm.dataset import Catalog, Examples, Index, Prepared
 from flmrec_spark.lm.families import load_backbone
 from flmrec_spark.lm.model import SegmentedModel
@@ -70,7 +71,7 @@ def load_data(config: Config, prepared: Prepared) -> Data:
             raise InputError(f"table examples: got no usable row of split {split}, expected some; see prepare.split")
     chosen = np.random.default_rng([config.finetune.seed, 3]).permutation(len(valid))[: config.finetune.valid_users]
     seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
-    counts, _ = dataset.train_counts(prepared, c.ITEM_ID, catalog.item_ids)
+    counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
     negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)
     return Data(segmenter, catalog, user_ids, train, valid.take(np.sort(chosen)), negatives, seen)
 
@@ -100,10 +101,7 @@ class Trainer:
         self.config, self.data = config, data
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = build_model(config).to(self.device)
-        user_counts = dataset.train_counts(prepared, c.USER_ID, data.user_ids)
-        item_counts = dataset.train_counts(prepared, c.ITEM_ID, data.catalog.item_ids)
-        with_bias = config.model.bias_terms
-        self.bias = training.BiasTerms(*((user_counts, item_counts) if with_bias else (None, None))).to(self.device)
+        self.bias = self._bias_terms(prepared, [c.TRAIN]).to(self.device)
         self.optimizer = training.optimizer(self.model, self.bias, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.precision = resolve(settings.precision, device=self.device.type)
@@ -115,6 +113,26 @@ class Trainer:
         self.best: float | None = None
         self.n_worse = 0
         self.history: list[dict[str, float]] = []
+
+    def _bias_terms(self, prepared: Prepared, splits: list[str]) -> training.BiasTerms:
+        if not self.config.model.bias_terms:
+            return training.BiasTerms(None, None)
+        users = dataset.counts(prepared, c.USER_ID, self.data.user_ids, splits=splits)
+        items = dataset.counts(prepared, c.ITEM_ID, self.data.catalog.item_ids, splits=splits)
+        return training.BiasTerms(users, items)
+
+    def biases(self, prepared: Prepared) -> Biases:
+        """The learned offsets, moved by what the valid split adds to the counts that they started from.
+
+        Once training has stopped and calibration is fitted, the valid split has nothing left to hold out: an item
+        that many disliked there should not be listed as if nobody had said so.
+        """
+        before, after = (self._bias_terms(prepared, splits) for splits in ([c.TRAIN], [c.TRAIN, c.VALID]))
+        latest = training.BiasTerms(None, None)
+        for name in ("user", "item"):
+            moved = getattr(self.bias, name).detach().cpu() + getattr(after, name) - getattr(before, name)
+            setattr(latest, name, nn.Parameter(moved.detach()))
+        return latest.named(self.data.user_ids, self.data.catalog.item_ids)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -173,12 +191,15 @@ class Trainer:
         name = self.config.finetune.early_stopping.metric
         value = found.metrics[name] * (-1 if name in _LOWER_IS_BETTER else 1)
         self.history.append({"step": self.step, **found.metrics})
+        if np.isnan(value):
+            log.warning("finetune: %s is not defined on the valid split: no early stopping, the last weights win", name)
         better = self.best is None or value > self.best or np.isnan(self.best)
         self.best, self.n_worse = (value, 0) if better else (self.best, self.n_worse + 1)
         return better
 
     def save(self, folder: Path, key: str) -> None:
         progress = {"step": self.step, "best": self.best, "n_worse": self.n_worse, "history": self.history, "key": key}
+        progress["precision"] = self.precision
         resume.save_state(folder, self.modules, self.optimizer, progress)
 
     def resume(self, folder: Path, key: str) -> None:
@@ -187,4 +208,5 @@ class Trainer:
             progress = resume.load_state(folder, self.modules, self.optimizer)
             self.step, self.n_worse = int(progress["step"]), int(progress["n_worse"])  # type: ignore[call-overload]
             self.best, self.history = progress["best"], progress["history"]  # type: ignore[assignment]
+            self.precision = str(progress["precision"])  # `auto` might measure otherwise today
             log.info("finetune: resumed at step %d of %d", self.step, self.n_steps)

@@ -17,9 +17,10 @@ from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm.batches import Step
 from flmrec_spark.lm.checkpoint import Biases
 from flmrec_spark.lm.dataset import Floats
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.model import ItemStates, SegmentedModel, concatenated
 from flmrec_spark.lm.segments import TokenBlock
 
+_BUCKET_TOKENS = 8
 _SHRINK = 5.0  # interactions that an average user or item counts for, in the biases before training
 
 
@@ -74,9 +75,22 @@ def step_logits(
         logits = model.pair(*pairs).view(n_rows, n_asked)
     else:
         states = model.encode_users(prefix_ids, prefix_lengths)
-        logits = model.join_items(states, model.encode_items(item_ids, item_lengths), grid)
+        logits = model.join_items(states, encode_in_buckets(model, item_ids, item_lengths), grid)
     offsets: Tensor | float = bias(users, items, bias_dropout)
     return logits + offsets
+
+
+def encode_in_buckets(model: SegmentedModel, ids: Tensor, lengths: Tensor) -> ItemStates:
+    """`model.encode_items` on groups of similar length, so that a few long items do not pad the many short ones."""
+    rounds = (lengths + _BUCKET_TOKENS - 1) // _BUCKET_TOKENS  # (N,)
+    parts, rows = [], []
+    for size in torch.unique(rounds).tolist():
+        own = (rounds == size).nonzero()[:, 0]
+        width = min(size * _BUCKET_TOKENS, ids.shape[1])
+        states = model.encode_items(ids[own, :width], lengths[own])
+        parts.append(states.padded(ids.shape[1], keeps_tokens=model.keeps_tokens))
+        rows.append(own)
+    return concatenated(parts).take(torch.cat(rows).argsort())
 
 
 def loss(logits: Tensor, part: Step, *, whole: Step, log_share: Floats, config: FinetuneConfig) -> Tensor:
@@ -115,7 +129,7 @@ def optimizer(model: SegmentedModel, bias: BiasTerms, config: FinetuneConfig) ->
         {"params": decay, "lr": config.learning_rate, "weight_decay": config.weight_decay},
         {"params": plain, "lr": config.learning_rate, "weight_decay": 0.0},
         {"params": head, "lr": config.head_learning_rate, "weight_decay": 0.0},
-        {"params": list(bias.parameters()), "lr": config.bias_learning_rate, "weight_decay": config.weight_decay},
+        {"params": list(bias.parameters()), "lr": config.bias_learning_rate, "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)

@@ -7,6 +7,7 @@ into the memory of the others.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import tarfile
@@ -30,7 +31,7 @@ from flmrec_spark.lm.scorer import Index, Scorer
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 
 ITEMS_FILE = "items.arrow"
-TOKENS, IS_LISTED = "tokens", "is_listed"
+TOKENS, IS_LISTED = "_flmrec_tokens", "_flmrec_is_listed"  # beside columns of any name
 _CHECKPOINT = "checkpoint"
 
 
@@ -54,8 +55,11 @@ def unpack(root: Path, digest: str, open_bundle: Callable[[], Any]) -> Path:
 
     Args:
       root: folder of the executor.
-      digest: name of the bundle.
-      open_bundle: gives the tar as a binary stream; called by that first process alone.
+      digest: SHA-256 of the bundle, which is its name.
+      open_bundle: gives the tar as a seekable binary stream; called by that first process alone.
+
+    Raises:
+      CheckpointError: a byte was lost on the way.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / digest
@@ -63,9 +67,14 @@ def unpack(root: Path, digest: str, open_bundle: Callable[[], Any]) -> Path:
         if not folder.exists():
             draft = root / f"{digest}.draft"
             shutil.rmtree(draft, ignore_errors=True)
-            with open_bundle() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-                archive.extractall(draft, filter="data")
-            manifest.verify(draft / _CHECKPOINT)  # raises CheckpointError when a byte was lost on the way
+            with open_bundle() as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+                if found != digest:
+                    raise CheckpointError(f"bundle {digest[:12]}: damaged on its way: got SHA-256 {found[:12]}")
+                stream.seek(0)
+                with tarfile.open(fileobj=stream, mode="r:") as archive:
+                    archive.extractall(draft, filter="data")
+            manifest.verify(draft / _CHECKPOINT)  # what a full disk would have spoilt
             draft.rename(folder)
     return folder
 
@@ -78,7 +87,7 @@ class Catalogue:
 
     @cached_property
     def ids(self) -> pa.Array:
-        return self.table[c.ITEM_ID].combine_chunks()
+        return self.table[c.ITEM_ID].combine_chunks().cast(pa.string())  # large where Spark is told so
 
     @cached_property
     def fields(self) -> list[dict[str, Any]]:
@@ -91,7 +100,7 @@ class Catalogue:
 
     def places(self, ids: pa.Array) -> Index:
         """Place of each id, -1 for an unknown one."""
-        found = pc.fill_null(pc.index_in(ids, value_set=self.ids), -1)
+        found = pc.fill_null(pc.index_in(ids.cast(pa.string()), value_set=self.ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.intp)
 
 
@@ -112,20 +121,21 @@ class Worker:
         return rows
 
 
-_LOADED: dict[tuple[str, str, str], Worker] = {}
+_LOADED: dict[tuple[str, str, bool, str], Worker] = {}
 
 
-def load(folder: Path, *, precision: str, device: str, threads: int) -> Worker:
+def load(folder: Path, *, precision: str, packed: bool, device: str, threads: int) -> Worker:
     """The worker of a bundle, loaded once in this process; torch uses `threads` of the task's cores."""
     torch.set_num_threads(threads)
-    key = (str(folder), precision, device)
+    packed = packed and device == "cpu"
+    key = (str(folder), precision, packed, device)
     if key not in _LOADED:
         _LOADED.clear()  # a new run's model replaces the old one's memory
-        _LOADED[key] = _load(folder, precision, device)
+        _LOADED[key] = _load(folder, precision, packed, device)
     return _LOADED[key]
 
 
-def _load(folder: Path, precision: str, device: str) -> Worker:
+def _load(folder: Path, precision: str, packed: bool, device: str) -> Worker:
     found = checkpoint.read(folder / _CHECKPOINT)
     try:
         with pa.memory_map(str(folder / ITEMS_FILE)) as source:
@@ -136,36 +146,46 @@ def _load(folder: Path, precision: str, device: str) -> Worker:
     listed = catalogue.table.filter(catalogue.table[IS_LISTED])
     tokens = segmenter.block(listed[TOKENS].to_pylist())
     item_bias = np.array([biases.item.get(item, 0.0) for item in listed[c.ITEM_ID].to_pylist()])
-    scorer = _scorer(found, tokens, item_bias, folder / f"states-{precision}-{device}", precision, device)
+    states = folder / f"states-{precision}-{'packed' if packed else 'plain'}-{device}"
+    scorer = _scorer(found, tokens, item_bias, states, precision=precision, packed=packed, device=device)
     return Worker(segmenter, scorer, catalogue, biases)
 
 
-def _scorer(found: Checkpoint, tokens: TokenBlock, item_bias: Any, states: Path, precision: str, device: str) -> Scorer:
+def _scorer(
+    found: Checkpoint,
+    tokens: TokenBlock,
+    item_bias: Any,
+    states: Path,
+    *,
+    precision: str,
+    packed: bool,
+    device: str,
+) -> Scorer:
     model = found.model()
     with FileLock(f"{states}.lock"):
-        first = not states.exists()
-        scorer = Scorer(
-            model,
-            tokens,
-            calibration=found.calibration,
-            item_bias=item_bias,
-            precision=precision,
-            device=device,
-            states=None if first else states,
-        )
-        if first:
+        if not states.exists():
             draft = states.with_suffix(".draft")
-            scorer.save_states(draft)
+            Scorer(model, tokens, precision=precision, device=device, packed=packed).save_states(draft)
             draft.rename(states)
-    return scorer
+    # The first process maps the file too: where a tensor lies in memory decides the last bits of a product.
+    return Scorer(
+        model,
+        tokens,
+        calibration=found.calibration,
+        item_bias=item_bias,
+        precision=precision,
+        device=device,
+        packed=packed,
+        states=states,
+    )
 
 
 def device_of(addresses: Sequence[str] | None, visible: str | None) -> str:
     """The torch device of a task.
 
     Args:
-      addresses: GPU addresses that Spark gave the task; None when it asked for none.
-      visible: CUDA_VISIBLE_DEVICES, which wins: a cluster that sets it has already chosen.
+      addresses: GPU addresses that Spark gave the task; none from a local master; None when it asked for none.
+      visible: CUDA_VISIBLE_DEVICES: torch counts what it names, so an address is looked up in it.
 
     Raises:
       EnvironmentFault: a GPU was asked for and none is there.
@@ -179,5 +199,6 @@ def device_of(addresses: Sequence[str] | None, visible: str | None) -> str:
     if visible is not None:
         if not visible.strip():
             raise EnvironmentFault("CUDA_VISIBLE_DEVICES: got nothing, expected a device for score.gpus_per_task")
-        return "cuda:0"
-    return f"cuda:{int(addresses[0])}"
+        named = [name.strip() for name in visible.split(",")]
+        return f"cuda:{named.index(addresses[0])}" if addresses and addresses[0] in named else "cuda:0"
+    return f"cuda:{int(addresses[0])}" if addresses else "cuda:0"

@@ -17,8 +17,8 @@ def user_counts(top_n: DataFrame, users: DataFrame) -> DataFrame:
     joined = users.select(c.USER_ID, F.lit(True).alias("is_in")).join(out, on=[c.USER_ID], how="full")
     return joined.agg(
         F.count("is_in").alias("users"),
-        F.count_if("is_listed").alias("users_listed"),
-        F.count_if(~F.col("is_listed")).alias("users_rejected"),
+        F.count_if(F.col("is_in") & F.col("is_listed")).alias("users_listed"),
+        F.count_if(F.col("is_in") & ~F.col("is_listed")).alias("users_rejected"),
         F.count_if(F.col("is_listed").isNull()).alias("users_lost"),
         F.count_if(F.col("is_in").isNull()).alias("users_unknown"),
     )
@@ -54,7 +54,8 @@ def item_counts(top_n: DataFrame, prompts: DataFrame, listable: DataFrame, *, n:
     """
     listed = top_n.where(F.col(c.RANK) > 0).groupBy(c.USER_ID).agg(F.collect_set(c.ITEM_ID).alias("listed"))
     catalogue = listable.agg(F.sort_array(F.collect_set(c.ITEM_ID)).alias("catalogue"))
-    joined = prompts.join(listed, on=[c.USER_ID], how="left").crossJoin(F.broadcast(catalogue))
+    asked = prompts.select(c.USER_ID, c.EXCLUDED, c.CANDIDATES)  # a profile may have columns of any name
+    joined = asked.join(listed, on=[c.USER_ID], how="left").crossJoin(F.broadcast(catalogue))
     taken = F.coalesce(F.col("listed"), F.array().cast("array<string>"))
     pool = F.coalesce(F.array_intersect(c.CANDIDATES, "catalogue"), F.col("catalogue"))
     left = F.size(pool) - F.size(F.array_intersect(F.col(c.EXCLUDED), pool))
@@ -85,10 +86,10 @@ def faults(counts: Mapping[str, int], config: ScoreConfig, *, n_items: int, n_re
     }
     found = [f"{counts[name]:,} {text}" for name, text in must_be_zero.items() if counts[name]]
     coverage = counts["users_listed"] / max(1, counts["users"])
-    if coverage < config.min_coverage:
+    if coverage < config.min_coverage or not counts["users_listed"]:
         found.append(
-            f"{counts['users_listed']:,} of {counts['users']:,} users have a list, "
-            f"expected a share of at least score.min_coverage = {config.min_coverage}"
+            f"{counts['users_listed']:,} of {counts['users']:,} users have a list, expected one at least "
+            f"and a share of at least score.min_coverage = {config.min_coverage}"
         )
     if n_rejected_items > config.max_reject_share * n_items:
         found.append(

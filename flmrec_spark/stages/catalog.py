@@ -27,12 +27,12 @@ def clean_items(frame: DataFrame, source: Source, *, max_text_chars: int) -> Dat
     """Every row of the source, typed, with a title, REFUSED and CONTENT. `frame` is what `read_source` gives."""
     given = F.col(c.TITLE) if c.TITLE in frame.columns else F.lit(None).cast("string")
     titled = frame.withColumn(c.TITLE, F.when(is_blank(given), F.col(c.ITEM_ID)).otherwise(given))
-    return _cleaned(titled, c.ITEM_ID, source.types, max_text_chars)
+    return _cleaned(titled, c.ITEM_ID, types=source.types, max_text_chars=max_text_chars)
 
 
 def clean_users(frame: DataFrame, source: Source, *, max_text_chars: int) -> DataFrame:
     """Every row of the source, typed, with REFUSED and CONTENT. `frame` is what `read_source` gives."""
-    return _cleaned(frame, c.USER_ID, source.types, max_text_chars)
+    return _cleaned(frame, c.USER_ID, types=source.types, max_text_chars=max_text_chars)
 
 
 def items_of(interactions: DataFrame) -> DataFrame:
@@ -51,12 +51,15 @@ def attribute_types(frame: DataFrame) -> dict[str, T.DataType]:
     return {field.name: field.dataType for field in frame.schema if field.name not in (c.ITEM_ID, c.USER_ID, c.TITLE)}
 
 
-def _cleaned(frame: DataFrame, key: str, types: Mapping[str, str], max_text_chars: int) -> DataFrame:
+def _cleaned(frame: DataFrame, key: str, *, types: Mapping[str, str], max_text_chars: int) -> DataFrame:
     given = [field for field in frame.schema if field.name != MALFORMED]
     kinds = {
         field.name: _kind(field.dataType, types.get(field.name)) for field in given if field.name not in (key, c.TITLE)
     }
-    read = {f"read:{name}": _read(F.col(name), frame.schema[name].dataType, kind) for name, kind in kinds.items()}
+    read = {
+        f"read:{name}": _read(F.col(name), source=frame.schema[name].dataType, kind=kind)
+        for name, kind in kinds.items()
+    }
     parsed = frame.withColumns(read) if read else frame
     texts = [key, *([c.TITLE] if c.TITLE in frame.columns else [])]
     texts += [f"read:{name}" for name, kind in kinds.items() if kind == STRING]
@@ -76,12 +79,12 @@ def _cleaned(frame: DataFrame, key: str, types: Mapping[str, str], max_text_char
         reason.alias(REFUSED),
         content(reason, (*names, MALFORMED)).alias(CONTENT),
     )
-    return _without_duplicates(tagged, key, names)
+    return _without_duplicates(tagged, key=key, names=names)
 
 
-def _without_duplicates(tagged: DataFrame, key: str, names: list[str]) -> DataFrame:
+def _without_duplicates(tagged: DataFrame, *, key: str, names: list[str]) -> DataFrame:
     order = [F.asc_nulls_last(name) for name in (c.TITLE, *names) if name in names]
-    frame, window = among_accepted(tagged, (key,), order)
+    frame, window = among_accepted(tagged, keys=(key,), order=order)
     repeat = F.when(F.row_number().over(window) > 1, F.lit(f"duplicate {key.removesuffix('_id')}"))
     numbered = frame.withColumn("row:repeat", repeat)
     first = F.coalesce(F.col(REFUSED), F.col("row:repeat"))
@@ -99,7 +102,7 @@ def _kind(source: T.DataType, wanted: str | None) -> T.DataType:
     return BOOLEAN if isinstance(source, T.BooleanType) else STRING
 
 
-def _read(column: Column, source: T.DataType, kind: T.DataType) -> Column:
+def _read(column: Column, *, source: T.DataType, kind: T.DataType) -> Column:
     """The attribute in its type; null where it is not given or cannot be read. Arrays are joined by commas."""
     if isinstance(source, T.ArrayType):
         column = F.array_join(column.cast("array<string>"), ", ")

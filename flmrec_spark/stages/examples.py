@@ -15,7 +15,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.tables.schemas import EXAMPLES, INTERACTION
 
 _TRAIN_BEFORE, _EARLY_BEFORE, _CHUNK, _BEFORE = "train_before", "early_before", "chunk", "before"
-_TRAIN_ROWS, _EARLY_ROWS, _ENTRY = "train_rows", "early_rows", "entry"
+_PAGE, _PLACE, _ROWS = "page", "place", "rows"
 
 
 def build_examples(
@@ -29,25 +29,21 @@ def build_examples(
       history_length: entries of a history at most, the newest.
       targets_per_example: train rows of a chunk, or more where moments tie.
     """
-    asked = _asked(interactions, is_forward, targets_per_example)
-    joined = asked.join(_shown(interactions), on=c.USER_ID, how="left")
-    is_test = F.col(c.SPLIT) == c.TEST
-    rows = F.when(is_test, F.col(_EARLY_ROWS)).otherwise(F.col(_TRAIN_ROWS))
-    # Newest first, so the rows before the moment are the last ones of the array.
-    newest = F.slice(rows, F.size(rows) - F.col(_BEFORE) + 1, F.least(F.col(_BEFORE), F.lit(history_length)))
-    history = F.coalesce(_as_interactions(newest), F.array().cast(f"array<{INTERACTION.simpleString()}>"))
-    columns = [col.name for col in EXAMPLES.columns]
-    return joined.withColumn(c.HISTORY, history).select(*columns)
+    asked = _asked(interactions, is_forward=is_forward, targets_per_example=targets_per_example)
+    is_test, is_train = F.col(c.SPLIT) == c.TEST, F.col(c.SPLIT) == c.TRAIN
+    by_train = _with_history(asked.where(~is_test), interactions.where(is_train), length=history_length)
+    by_early = _with_history(asked.where(is_test), interactions.where(~is_test), length=history_length)
+    return by_train.unionByName(by_early)
 
 
-def _asked(interactions: DataFrame, is_forward: bool, targets_per_example: int) -> DataFrame:
+def _asked(interactions: DataFrame, *, is_forward: bool, targets_per_example: int) -> DataFrame:
     """Targets of each chunk, its moment, and how many of the rows that it may be shown lie before it."""
     earlier = Window.partitionBy(c.USER_ID).orderBy(c.MOMENT).rangeBetween(Window.unboundedPreceding, -1)
     is_train, is_early = F.col(c.SPLIT) == c.TRAIN, F.col(c.SPLIT) != c.TEST
     counted = interactions.withColumns(
         {
-            _TRAIN_BEFORE: F.coalesce(F.count_if(is_train).over(earlier), F.lit(0)),
-            _EARLY_BEFORE: F.coalesce(F.count_if(is_early).over(earlier), F.lit(0)),
+            _TRAIN_BEFORE: F.count_if(is_train).over(earlier),
+            _EARLY_BEFORE: F.count_if(is_early).over(earlier),
         }
     )
     held_out = F.lit(0) if is_forward else F.col(c.MOMENT)
@@ -65,18 +61,31 @@ def _asked(interactions: DataFrame, is_forward: bool, targets_per_example: int) 
     )
 
 
-def _shown(interactions: DataFrame) -> DataFrame:
-    """Each user's train rows, and train and valid rows, newest first and by item_id within a moment.
+def _with_history(asked: DataFrame, shown: DataFrame, *, length: int) -> DataFrame:
+    """The newest of the `shown` rows before each example.
 
-    Collected once per user: a history is a slice of it, so a user of n rows costs n log n, not n times n.
+    A user's shown rows are numbered and cut into pages, each of its own `length` rows and of those of the page before;
+    so one page holds any history, and a user of a million rows costs no more than many users with as many.
     """
-    entry = F.struct((-F.col(c.MOMENT)).alias("age"), c.ITEM_ID, c.IS_LIKED, c.VALUE)
-    early = interactions.where(F.col(c.SPLIT) != c.TEST).withColumn(_ENTRY, entry)
-    train_entry = F.when(F.col(c.SPLIT) == c.TRAIN, F.col(_ENTRY))
-    return early.groupBy(c.USER_ID).agg(
-        F.sort_array(F.collect_list(train_entry)).alias(_TRAIN_ROWS),
-        F.sort_array(F.collect_list(_ENTRY)).alias(_EARLY_ROWS),
+    in_order = Window.partitionBy(c.USER_ID).orderBy(F.asc(c.MOMENT), F.desc(c.ITEM_ID))
+    page = _page_of(F.col(_PLACE), length)
+    entry = F.struct((-F.col(_PLACE)).alias("age"), c.ITEM_ID, c.IS_LIKED, c.VALUE)
+    pages = (
+        shown.withColumn(_PLACE, F.row_number().over(in_order))
+        .select(c.USER_ID, F.explode(F.array(page, page + 1)).alias(_PAGE), entry.alias("entry"))
+        .groupBy(c.USER_ID, _PAGE)
+        .agg(F.sort_array(F.collect_list("entry")).alias(_ROWS))
     )
+    joined = asked.withColumn(_PAGE, _page_of(F.col(_BEFORE), length)).join(pages, on=[c.USER_ID, _PAGE], how="left")
+    newer = -F.col(_ROWS)[0]["age"] - F.col(_BEFORE)  # rows of the page that are not before the example
+    none = F.array().cast(f"array<{INTERACTION.simpleString()}>")
+    history = F.coalesce(_as_interactions(F.slice(_ROWS, newer + 1, F.lit(length))), none)
+    return joined.withColumn(c.HISTORY, history).select(*[col.name for col in EXAMPLES.columns])
+
+
+def _page_of(place: Column, length: int) -> Column:
+    """Page of the row at this place, from 0; -1 for place 0, before all rows."""
+    return F.floor((place - 1) / length)
 
 
 def _as_interactions(rows: Column) -> Column:

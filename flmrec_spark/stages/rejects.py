@@ -37,7 +37,7 @@ def is_blank(column: Column) -> Column:
     return F.coalesce(F.btrim(column, F.lit(_BLANKS)) == "", F.lit(True))
 
 
-def among_accepted(frame: DataFrame, keys: Sequence[str], order: Sequence[Column]) -> tuple[DataFrame, WindowSpec]:
+def among_accepted(frame: DataFrame, *, keys: Sequence[str], order: Sequence[Column]) -> tuple[DataFrame, WindowSpec]:
     """The frame and a window over its accepted rows of one key; every refused row stands in a window of its own."""
     own = F.when(F.col(REFUSED).isNull(), F.lit(-1)).otherwise(F.monotonically_increasing_id())
     return frame.withColumn(_GROUP, own), Window.partitionBy(*keys, _GROUP).orderBy(*order)

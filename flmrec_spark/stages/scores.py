@@ -37,6 +37,7 @@ class Bundle:
 
     digest: str
     precision: str
+    packed: bool  # multiply with oneDNN's packed layers; measured once, on the driver, so that all executors agree
     uses_gpu: bool
     broadcast: Broadcast[bytes] | None  # either this
     file: str | None  # or the name of a distributed file
@@ -51,7 +52,9 @@ class Bundle:
         addresses = gpus.addresses if gpus is not None else [] if self.uses_gpu else None
         device = worker.device_of(addresses, os.environ.get("CUDA_VISIBLE_DEVICES"))
         folder = worker.unpack(Path(SparkFiles.getRootDirectory()) / "flmrec", self.digest, self._open)
-        return worker.load(folder, precision=self.precision, device=device, threads=max(1, context.cpus()))
+        return worker.load(
+            folder, precision=self.precision, packed=self.packed, device=device, threads=max(1, context.cpus())
+        )
 
     def _open(self) -> Any:
         if self.broadcast is not None:

@@ -44,20 +44,20 @@ def with_splits(interactions: DataFrame, config: SplitConfig) -> DataFrame:
     if config.by == "random":
         hashed = F.xxhash64(F.lit(config.seed), c.USER_ID, c.ITEM_ID, c.MOMENT)
         draw = F.pmod(hashed, F.lit(_HASH_STEPS)) + 1
-        return interactions.withColumn(c.SPLIT, _by_share(draw, F.lit(_HASH_STEPS), config))
+        return interactions.withColumn(c.SPLIT, _by_share(draw, F.lit(_HASH_STEPS), config=config))
     user = Window.partitionBy(c.USER_ID)
     in_order = user.orderBy(c.MOMENT, c.ITEM_ID)
     numbered = interactions.withColumns(
         {"row:k": F.row_number().over(in_order).cast("long"), "row:n": F.count(F.lit(1)).over(user)}
     )
     k, n = F.col("row:k"), F.col("row:n")
-    by = _by_share(k, n, config) if config.by == "user_time" else _last_out(k, n)
+    by = _by_share(k, n, config=config) if config.by == "user_time" else _last_out(k, n)
     return numbered.withColumn(c.SPLIT, by).drop("row:k", "row:n")
 
 
-def _by_share(k: Column, n: Column, config: SplitConfig) -> Column:
+def _by_share(k: Column, n: Column, *, config: SplitConfig) -> Column:
     train, early = _cuts(config)
-    return F.when(_is_within(k, n, train), c.TRAIN).when(_is_within(k, n, early), c.VALID).otherwise(c.TEST)
+    return F.when(_is_within(k, n, share=train), c.TRAIN).when(_is_within(k, n, share=early), c.VALID).otherwise(c.TEST)
 
 
 def _last_out(k: Column, n: Column) -> Column:
@@ -72,7 +72,7 @@ def _cuts(config: SplitConfig) -> tuple[Fraction, Fraction]:
     return 1 - valid - test, 1 - test
 
 
-def _is_within(k: Column, n: Column, share: Fraction) -> Column:
+def _is_within(k: Column, n: Column, *, share: Fraction) -> Column:
     """k/n <= share, in whole numbers: no rounding moves a row. Decimal, as 2**53 times a denominator is no long."""
     times = [F.lit(part).cast("decimal(7,0)") for part in (share.denominator, share.numerator)]
     return k.cast("decimal(19,0)") * times[0] <= n.cast("decimal(19,0)") * times[1]
@@ -101,7 +101,7 @@ def _cut_times(interactions: DataFrame, config: SplitConfig) -> DataFrame:
     ranked = times.join(F.broadcast(days), on="day", how="inner").withColumn("k", F.col("before") + within)
     train, early = _cuts(config)
     first = [
-        F.min(F.when(~_is_within(F.col("k"), F.col("n"), share), F.col(c.TIMESTAMP))).alias(name)
+        F.min(F.when(~_is_within(F.col("k"), F.col("n"), share=share), F.col(c.TIMESTAMP))).alias(name)
         for share, name in ((train, _VALID_FROM), (early, _TEST_FROM))
     ]
     return ranked.agg(*first)

@@ -55,9 +55,10 @@ def user_prompts(
 
 def with_candidates(prompts: DataFrame, candidates: DataFrame) -> DataFrame:
     """`prompts` with the items of a (user_id, item_id) table as each user's candidates; none for a user without any."""
-    listed = candidates.groupBy(c.USER_ID).agg(F.array_sort(F.collect_set(c.ITEM_ID)).alias("listed"))
+    listed = candidates.groupBy(c.USER_ID).agg(F.array_sort(F.collect_set(c.ITEM_ID)).alias(c.CANDIDATES))
     empty = F.array().cast("array<string>")
-    return prompts.join(listed, on=[c.USER_ID], how="left").select(
-        *[column for column in prompts.columns if column != c.CANDIDATES],
-        F.coalesce(F.col("listed"), empty).alias(c.CANDIDATES),
+    return (
+        prompts.drop(c.CANDIDATES)
+        .join(listed, on=[c.USER_ID], how="left")
+        .withColumn(c.CANDIDATES, F.coalesce(F.col(c.CANDIDATES), empty))
     )

@@ -53,11 +53,14 @@ class Tables:
             return self.spark.catalog.tableExists(self._catalog_name(name))
         return DeltaTable.isDeltaTable(self.spark, self.place(name))
 
-    def read(self, name: str) -> DataFrame:
-        """The table as of now. Raises InputError when it is not there."""
+    def read(self, name: str, *, version: int | None = None) -> DataFrame:
+        """The table as of a version, or as of each time it is read. Raises InputError when it is not there."""
         if not self.exists(name):
             raise InputError(f"table {name}: not found at {self.place(name)}; run the job that writes it first")
-        return self._delta(name).toDF()
+        if version is None:
+            return self._delta(name).toDF()
+        reader = self.spark.read.format("delta").option("versionAsOf", version)
+        return reader.table(self._catalog_name(name)) if self.config.root is None else reader.load(self.place(name))
 
     def version(self, name: str) -> int:
         """The version that `read` sees now. Raises InputError when the table is not there."""
@@ -85,7 +88,7 @@ class Tables:
         content = content_digest(schema.select(frame))
         last = self.commits(schema.name)[:1]
         if last and last[0].get("content") == content:
-            self._register(schema.name)
+            self.register(schema.name)
             return False
         self.replace(schema, frame, {**metadata, "content": content})
         return True
@@ -97,6 +100,18 @@ class Tables:
           InputError, ConflictError: as `replace`.
         """
         self._write(schema, frame, metadata, options={"replaceWhere": predicate} if self.exists(schema.name) else {})
+
+    def expect_room(self, schema: TableSchema) -> None:
+        """Raises ConflictError where a table or a name of somebody else is in the way, before hours are spent."""
+        if self.exists(schema.name):
+            self._expect_ours(schema)
+        self._expect_name(schema.name)
+
+    def register(self, name: str) -> None:
+        """Gives a table that is there its name in the catalog, if that lacks it."""
+        if not self._expect_name(name):
+            place = self.place(name).replace("\\", "\\\\").replace("'", "\\'")
+            self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._catalog_name(name)} USING DELTA LOCATION '{place}'")
 
     def create_view(self, name: str, query: str) -> None:
         """A catalog view, replaced when it is there."""
@@ -110,9 +125,7 @@ class Tables:
     def _write(self, schema: TableSchema, frame: DataFrame, metadata: Metadata, options: Mapping[str, str]) -> None:
         selected = schema.select(frame)
         new = not self.exists(schema.name)
-        if not new:
-            self._expect_ours(schema)
-        self._expect_name(schema.name)
+        self.expect_room(schema)
         writer = selected.write.format("delta").mode("overwrite").option("userMetadata", json.dumps(metadata))
         for key, value in options.items():
             writer = writer.option(key, value)
@@ -125,7 +138,7 @@ class Tables:
                 writer.saveAsTable(self._catalog_name(schema.name))
             else:
                 writer.save(self.place(schema.name))
-        self._register(schema.name)
+        self.register(schema.name)
         if new:
             comment = schema.comment.replace("'", "\\'")
             self.spark.sql(f"COMMENT ON TABLE {self._catalog_name(schema.name)} IS '{comment}'")
@@ -142,11 +155,6 @@ class Tables:
         if got != expected and not schema.may_change:
             differ = sorted(set(got.items()) ^ set(expected.items()))
             raise ConflictError(f"table {schema.name}: columns at {place} differ from this version's: {differ}")
-
-    def _register(self, name: str) -> None:
-        if not self._expect_name(name):
-            place = self.place(name).replace("\\", "\\\\").replace("'", "\\'")
-            self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._catalog_name(name)} USING DELTA LOCATION '{place}'")
 
     def _expect_name(self, name: str) -> bool:
         """Whether the catalog has the name for our place. Raises ConflictError when it is something else's."""

@@ -9,6 +9,7 @@ need the option `multiLine: true`; a tsv has no quoting.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -44,11 +45,13 @@ _KINDS: dict[str, tuple[type[T.DataType], ...]] = {
     c.TIMESTAMP: (T.StringType, *_NUMBER, *_TIME),
     c.TITLE: _SIMPLE,
 }
+_NAMES = (c.USER_ID, c.ITEM_ID, c.EVENT, c.SPLIT)
+_AS_TEXT = (*_NAMES, c.TITLE)
 _TEXT_OPTIONS = {
     "csv": {"quote": '"', "escape": '"'},
     "tsv": {"sep": "\t", "quote": "", "escape": ""},
 }
-_OURS = {"mode", "columnnameofcorruptrecord", "enforceschema", "inferschema"}
+_OURS = {"mode", "columnpruning", "columnnameofcorruptrecord", "enforceschema", "inferschema"}
 
 
 def read_source(
@@ -72,23 +75,19 @@ def read_source(
       ConfigError: the mapping names a column that is none of ours, or an attribute that is reserved or unknown.
       InputError: no such file or table, not of that format, empty, or a column missing or of a wrong type.
     """
-    _expect_known(source, name, (*required, *optional), with_attributes)
-    frame = _opened(spark, source, name)
-    theirs = frame.columns[:-1]
-    chosen = _standard(source, name, theirs, required, optional)
+    _expect_known(source, name, known=(*required, *optional), with_attributes=with_attributes)
+    frame = _opened(spark, source, name=name)
+    theirs = {field.name: field.dataType for field in frame.schema.fields[:-1]}
+    chosen = _standard(source, name, theirs=list(theirs), required=required, optional=optional)
     if with_attributes:
-        taken = set(chosen.values())
-        fields = dict(zip(theirs, (field.dataType for field in frame.schema.fields), strict=False))
-        chosen |= _attributes(source, name, {key: kind for key, kind in fields.items() if key not in taken}, fields)
-    _expect_distinct(chosen, name)
+        chosen |= _attributes(source, name, theirs=theirs, taken=set(chosen.values()))
     # By position: names may hold dots, colons and backticks, or differ only by case.
     placed = frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
     picked = []
-    for ours, name_in_source in chosen.items():
-        place = theirs.index(name_in_source)
-        kind = frame.schema.fields[place].dataType
-        picked.append(_as_ours(F.col(f"_{place}"), ours, kind, f"{name}: column {name_in_source!r}").alias(ours))
-    return placed.select(*picked, F.col(f"_{len(theirs)}").alias(MALFORMED))
+    for ours, column in chosen.items():
+        at = F.col(f"_{frame.columns.index(column)}")
+        picked.append(_as_ours(at, ours, kind=theirs[column], where=f"{name}: column {column!r}").alias(ours))
+    return placed.select(*picked, F.col(f"_{len(frame.columns) - 1}").alias(MALFORMED))
 
 
 @contextmanager
@@ -115,7 +114,7 @@ def check_timestamp_format(spark: SparkSession, pattern: str) -> None:
         ) from None
 
 
-def _expect_known(source: Source, name: str, known: Sequence[str], with_attributes: bool) -> None:
+def _expect_known(source: Source, name: str, *, known: Sequence[str], with_attributes: bool) -> None:
     for ours in source.columns:
         if ours not in known:
             cure = f"; name it in {name}.attributes" if with_attributes else ""
@@ -127,12 +126,12 @@ def _expect_known(source: Source, name: str, known: Sequence[str], with_attribut
         raise ConfigError(f"{name}.options.{taken[0]}: not yours to set; every column is read as text, every line kept")
 
 
-def _opened(spark: SparkSession, source: Source, name: str) -> DataFrame:
+def _opened(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
     """The source as it is, MALFORMED as its last column."""
     expected = "a catalog table" if source.path is None else f"a {source.format} file or folder"
     try:
         if source.format in _TEXT_OPTIONS:
-            return _text(spark, source, name)
+            return _text(spark, source, name=name)
         reader = spark.read.options(**source.options)
         if source.path is None:
             frame = reader.table(source.place)
@@ -152,7 +151,7 @@ def _opened(spark: SparkSession, source: Source, name: str) -> DataFrame:
     return frame.withColumn(MALFORMED, F.lit(None).cast("string"))
 
 
-def _text(spark: SparkSession, source: Source, name: str) -> DataFrame:
+def _text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
     options: dict[str, str | int | bool] = {"header": True, "encoding": "UTF-8"}
     options |= _TEXT_OPTIONS[str(source.format)] | source.options
     names = spark.read.options(**options).csv(source.place).columns
@@ -165,10 +164,11 @@ def _text(spark: SparkSession, source: Source, name: str) -> DataFrame:
         )
     # A header without a name, such as that of a pandas index, is named _c0 by Spark and would fail the check that
     # every file of a folder has the same header.
-    is_named = not any(column.startswith("_c") for column in names)
+    is_named = not any(re.fullmatch(r"_c\d+", column) for column in names)
     schema = T.StructType([T.StructField(column, T.StringType()) for column in (*names, MALFORMED)])
     forced: dict[str, str | bool] = {
         "mode": "PERMISSIVE",
+        "columnPruning": False,  # with it, a line is not malformed as long as the wanted columns are there
         "columnNameOfCorruptRecord": MALFORMED,
         "enforceSchema": not is_named,
     }
@@ -176,7 +176,7 @@ def _text(spark: SparkSession, source: Source, name: str) -> DataFrame:
 
 
 def _standard(
-    source: Source, name: str, theirs: Sequence[str], required: Sequence[str], optional: Sequence[str]
+    source: Source, name: str, *, theirs: Sequence[str], required: Sequence[str], optional: Sequence[str]
 ) -> dict[str, str]:
     """Standard column -> column of the source."""
     chosen = {}
@@ -192,14 +192,13 @@ def _standard(
     return chosen
 
 
-def _attributes(
-    source: Source, name: str, further: dict[str, T.DataType], every: dict[str, T.DataType]
-) -> dict[str, str]:
+def _attributes(source: Source, name: str, *, theirs: dict[str, T.DataType], taken: set[str]) -> dict[str, str]:
     """Attribute -> column of the source."""
     if source.attributes is None:
-        chosen = {key: key for key, kind in further.items() if _is_plain(key) and _is_attribute(kind)}
-        ignored = [key for key in further if key not in chosen]
-        if ignored:
+        further = [column for column in theirs if column not in taken]
+        chosen = {column: column for column in further if _is_plain(column) and _is_attribute(theirs[column])}
+        if len(chosen) < len(further):
+            ignored = [column for column in further if column not in chosen]
             log.warning("%s: ignored, as no plain name or type: %s", name, _listed(ignored))
     else:
         chosen = dict(source.attributes)
@@ -209,26 +208,23 @@ def _attributes(
                 f"{name}.attributes: got {ours!r}, expected a plain name that is none of {_listed(sorted(RESERVED))}; "
                 f"map it in {name}.columns, or list the attributes that you want under names of your own"
             )
-        if column not in every:
+        if column not in theirs:
             raise InputError(
                 f"{name}: got no column {column!r}, expected one for the attribute {ours}; "
-                f"{source.place} has {_listed(list(every))}"
+                f"{source.place} has {_listed(list(theirs))}"
             )
     unknown = sorted(set(source.types) - set(chosen))
     if unknown:
         raise ConfigError(f"{name}.types.{unknown[0]}: no such attribute, known: {_listed(list(chosen))}")
-    return chosen
-
-
-def _expect_distinct(chosen: dict[str, str], name: str) -> None:
     lower = [ours.lower() for ours in chosen]
     twice = sorted(ours for ours in chosen if lower.count(ours.lower()) > 1)
     if twice:
         raise ConfigError(f"{name}: got {_listed(twice)}, expected names that differ by more than case")
+    return chosen
 
 
-def _as_ours(column: Column, ours: str, kind: T.DataType, where: str) -> Column:
-    if ours in (c.USER_ID, c.ITEM_ID, c.EVENT, c.SPLIT):
+def _as_ours(column: Column, ours: str, *, kind: T.DataType, where: str) -> Column:
+    if ours in _NAMES:
         fits = isinstance(kind, (T.StringType, *_WHOLE)) or (isinstance(kind, T.DecimalType) and kind.scale == 0)
         expected = "a string or a whole number"
     elif ours in _KINDS:
@@ -237,10 +233,7 @@ def _as_ours(column: Column, ours: str, kind: T.DataType, where: str) -> Column:
         fits, expected = _is_attribute(kind), "a plain value or an array of them"
     if not fits:
         raise InputError(f"{where}: got type {kind.simpleString()}, expected {expected}")
-    return column if ours in (c.RATING, c.TIMESTAMP) or ours not in _STANDARD else column.cast("string")
-
-
-_STANDARD = {*c.INTERACTION_COLUMNS, c.TITLE}
+    return column.cast("string") if ours in _AS_TEXT else column
 
 
 def _is_plain(name: str) -> bool:

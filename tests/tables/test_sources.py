@@ -41,6 +41,12 @@ def test_a_csv_keeps_ids_as_given_and_bad_lines_as_malformed(spark: SparkSession
     assert [row[-1] for row in got[2:]] == ["short,i", "long,i,4,5", '"open,i,1']
 
 
+def test_a_bad_line_is_found_also_when_few_of_the_columns_are_wanted(spark: SparkSession, tmp_path: Path) -> None:
+    text = "year,user_id,genre,item_id,more\n1,u,g,i,m\n1,u,g\n1,u,g,i,m,m\n"
+    source = Source(path=write(tmp_path / "a.csv", text), format="csv")
+    assert [row[-1] for row in rows(spark, source)] == [None, "1,u,g", "1,u,g,i,m,m"]
+
+
 def test_a_tsv_has_no_quoting(spark: SparkSession, tmp_path: Path) -> None:
     source = Source(path=write(tmp_path / "a.tsv", 'user_id\titem_id\n"u\ti"\nback\\\ti\n'), format="tsv")
     assert rows(spark, source) == [('"u', 'i"', None), ("back\\", "i", None)]

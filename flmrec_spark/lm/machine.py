@@ -1,0 +1,60 @@
+"""What a benchmark ran on: hardware, versions and measured peaks, for the JSON that every benchmark writes."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from flmrec_spark.lm.precision import DTYPES, gemm_flops
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Hardware, versions and the measured GEMM peak of each precision in GFLOP/s."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "peak_gflops": {
+            name: round(gemm_flops(dtype, device=device, seconds=0.5) / 1e9) for name, dtype in DTYPES.items()
+        },
+    }
+
+
+def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the rows as a table; floats with three significant digits, counts with separators."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    Console(width=140).print(table)
+
+
+def write(file: str | None, machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Writes {"machine": ..., "rows": [...]} when a file is named."""
+    if file is not None:
+        Path(file).write_text(json.dumps({"machine": machine, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return "" if value is None else str(value)

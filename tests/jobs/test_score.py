@@ -1,0 +1,455 @@
+"""jobs/score.py on a small world: what is published, what is not, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from safetensors.torch import load_file, save_file
+
+from flmrec_spark.config import load_config
+from flmrec_spark.lm import checkpoint, manifest
+from flmrec_spark.lm.segments import TOO_LONG_ITEM, TOO_LONG_USER
+from flmrec_spark.tables.delta import Tables
+from jobs import score
+from scripts import sql
+from tests.prepared import prepared_rows, write_prepared
+from tests.scored import pair_scores, write_checkpoint
+from tests.world import ITEMS, USERS, write_config
+
+ROOT = Path(__file__).parents[2]
+SCORE = {"n": 3, "partitions": 2, "min_coverage": 0.9, "max_reject_share": 0.1}
+COLD, VERBOSE = "new o'user", "verbose"
+LISTED_USERS = {*USERS, COLD}
+_NUMBERS = itertools.count(1)
+
+Capture = pytest.CaptureFixture[str]
+Row = dict[str, Any]
+
+
+def world_rows() -> dict[str, list[Row]]:
+    """The prepared tables with a user without interactions, one that no prompt has room for, and such an item."""
+    rows = prepared_rows()
+    rows["users"] += [{"user_id": COLD, "group": "x"}, {"user_id": VERBOSE, "group": "x" * 100}]
+    rows["items"] += [{"item_id": "too long", "title": "y" * 60, "genre": "drama"}]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tables` and `checkpoint` as prepare and finetune would leave them; not to be changed."""
+    folder = tmp_path_factory.mktemp("score")
+    write_prepared(folder / "tables", world_rows())
+    write_checkpoint(folder / "checkpoint")
+    return folder
+
+
+def copied(folder: Path, target: Path, *, database: str | None = None) -> Path:
+    """A world of its own, with a database that no other has."""
+    shutil.copytree(folder, target)
+    own = {"root": str(target / "tables"), "database": database or f"score{next(_NUMBERS)}"}
+    write_config(target, tables={**own, "metastore": str(target / "metastore")}, score=SCORE)
+    return target
+
+
+@pytest.fixture
+def world(spark: SparkSession, prepared: Path, tmp_path: Path) -> Path:
+    return copied(prepared, tmp_path / "world")
+
+
+@pytest.fixture(scope="module")
+def published(spark: SparkSession, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world with run `first`; tests that share it leave its tables as they are."""
+    folder = copied(prepared, tmp_path_factory.mktemp("published") / "world", database="score_published")
+    assert run(folder, "--run-id", "first") == 0
+    return folder
+
+
+def run(folder: Path, *argv: str) -> int:
+    return score.main(["--config", str(folder / "config.yaml"), *argv])
+
+
+def rows(folder: Path, name: str) -> list[Row]:
+    """The table as a reader without Spark sees it, in a fixed order."""
+    found = DeltaTable(str(folder / "tables" / name)).to_pyarrow_table().to_pylist()
+    return sorted(found, key=lambda row: json.dumps(row, sort_keys=True, default=str))
+
+
+def lists(folder: Path) -> dict[str, list[tuple[str, float]]]:
+    """(item, score) of each user in the order of rank; rank, order and columns are checked."""
+    by_user: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows(folder, "recommendations"), key=lambda row: row["rank"]):
+        by_user[row["user_id"]].append(row)
+    for own in by_user.values():
+        assert [row["rank"] for row in own] == list(range(1, len(own) + 1))
+        assert own == sorted(own, key=lambda row: (-row["score"], row["item_id"]))
+    return {user: [(row["item_id"], row["score"]) for row in own] for user, own in by_user.items()}
+
+
+def version(folder: Path, name: str) -> int:
+    return DeltaTable(str(folder / "tables" / name)).version()
+
+
+def versions(folder: Path) -> dict[str, int]:
+    return {table.name: version(folder, table.name) for table in (folder / "tables").iterdir()}
+
+
+def runs(folder: Path) -> dict[str, Row]:
+    return {row["run_id"]: row for row in rows(folder, "runs")}
+
+
+def no_scoring(*_: object, **__: object) -> DataFrame:
+    pytest.fail("the lists were scored again")
+
+
+def expect_lists(
+    folder: Path,
+    *,
+    splits: tuple[str, ...] = ("train", "valid", "test"),
+    exclude_seen: bool = True,
+    allowed: Callable[[str, Row], bool] = lambda user, item: True,
+) -> None:
+    """Compares every list with each pair scored on its own."""
+    found, got, content = checkpoint.load(folder / "checkpoint"), lists(folder), world_rows()
+    listed = set()
+    for user in content["users"]:
+        name = user["user_id"]
+        if name == VERBOSE:
+            continue
+        own = [row for row in content["interactions"] if row["user_id"] == name and row["split"] in splits]
+        newest = sorted(own, key=lambda row: (-row["moment"], row["item_id"]))[:6]
+        history = [(row["item_id"], row["is_liked"], row["value"]) for row in newest]
+        seen = {row["item_id"] for row in own} if exclude_seen else set()
+        every = pair_scores(found, content["items"], user_id=name, profile={"group": user["group"]}, history=history)
+        fields = {item["item_id"]: item for item in content["items"]}
+        left = {item: p for item, p in every.items() if item not in seen and allowed(name, fields[item])}
+        best = sorted(left.values(), reverse=True)[: SCORE["n"]]
+        if best:
+            listed.add(name)
+            assert [score for _, score in got[name]] == pytest.approx(best, abs=1e-6)
+            assert [left[item] for item, _ in got[name]] == pytest.approx(best, abs=1e-6)
+    assert set(got) == listed
+
+
+def test_every_user_has_the_list_of_every_pair_scored_alone(published: Path) -> None:
+    expect_lists(published)
+    assert set(lists(published)) == LISTED_USERS
+    recommended = rows(published, "recommendations")
+    assert {row["user_id"] for row in recommended if not row["has_history"]} == {COLD}
+    assert {row["run_id"] for row in recommended} == {"first"}
+
+
+def test_who_is_without_a_list_is_in_rejects_with_the_reason(published: Path) -> None:
+    found = [(row["source"], row["reason"], json.loads(row["content"])) for row in rows(published, "rejects")]
+    assert sorted(found, key=str) == [
+        ("items", TOO_LONG_ITEM, {"item_id": "too long"}),
+        ("top_n", TOO_LONG_USER, {"user_id": VERBOSE}),
+    ]
+    counts = dict(runs(published)["first"]["counts"])
+    assert counts["users"] == counts["users_listed"] + counts["users_rejected"] == len(world_rows()["users"])
+    assert (counts["items"], counts["items_rejected"], counts["rows"]) == (len(ITEMS), 1, 3 * len(LISTED_USERS))
+
+
+def test_the_commit_names_run_checkpoint_and_versions(spark: SparkSession, published: Path) -> None:
+    commit = Tables(spark, load_config(published / "config.yaml").tables).commits("recommendations")[0]
+    assert {name: commit[name] for name in ("run_id", "interactions", "items", "users")} == {
+        "run_id": "first",
+        **dict.fromkeys(("interactions", "items", "users"), "0"),
+    }
+    assert commit["checkpoint"] == manifest.digest_of(published / "checkpoint")
+
+
+def test_sql_reads_lists_by_name_and_scores_texts(published: Path, capsys: Capture) -> None:
+    found = checkpoint.load(published / "checkpoint")
+    template, item = found.template, {"item_id": "i03", "title": "bb", "genre": "drama"}  # i03 has no bias
+    user, text = template.render_user({"group": "x"}) + template.render_no_history(), template.render_item(item)
+    queries = (
+        "SELECT item_id, score FROM score_published.recommendations WHERE user_id = '007' ORDER BY rank",
+        "SELECT title FROM score_published.recommendations_with_titles WHERE user_id = '007' ORDER BY rank",
+        f"SELECT flmrec_score('{user}', '{text}') AS p, flmrec_score(null, 'x') IS NULL AS q",
+    )
+    settings = ["--csv", "--database", "score_published", "--checkpoint", str(published / "checkpoint")]
+    assert sql.main([*settings, *queries]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    own = lists(published)["007"]
+    titles = {row["item_id"]: row["title"] for row in rows(published, "items")}
+    assert printed[1:4] == [f"{_quoted(item)},{score}" for item, score in own]
+    assert printed[5:8] == [titles[item] for item, _ in own]
+    expected = pair_scores(found, [item], user_id="none", profile={"group": "x"}, history=[])["i03"]
+    probability, is_null = printed[9].split(",")
+    assert (float(probability), is_null) == (pytest.approx(expected, abs=1e-6), "True")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if '"' in text else text
+
+
+def test_the_same_run_again_changes_nothing(published: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    before = versions(published)
+    monkeypatch.setattr(score, "scores", no_scoring)
+    assert run(published, "--run-id", "first") == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "already done"
+    assert versions(published) == before
+
+
+def test_the_same_run_id_with_other_settings_is_refused_and_the_first_stays_done(
+    published: Path, capsys: Capture
+) -> None:
+    before = versions(published)
+    assert run(published, "--run-id", "first", "score.n=2") == 7
+    told = "--run-id: first was published with other inputs or settings; give this run another id"
+    assert f"flmrec score: ConflictError: {told}" in capsys.readouterr().err
+    assert versions(published) == before
+    assert runs(published)["first"]["verdict"] == "done"
+
+
+def broken(users: DataFrame, shipped: Any, *, n: int) -> DataFrame:
+    """Lists with a nan, a seen item, an item twice and a lost user."""
+    top = score_lists(users, shipped, n=n).where("user_id <> 'u05'")
+    first, second = (F.col("user_id") == user for user in ("u00", "u01"))
+    item = F.when(first, F.lit(ITEMS[0])).otherwise(F.col("item_id"))  # u00 has rated it
+    return top.withColumn("item_id", item).withColumn(
+        "score", F.when(second, F.lit(float("nan"))).otherwise(F.col("score"))
+    )
+
+
+score_lists = score.scores
+
+
+def test_lists_that_fail_their_audit_leave_the_published_table_as_it_was(
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    before, content = version(published, "recommendations"), rows(published, "recommendations")
+    monkeypatch.setattr(score, "scores", broken)
+    assert run(published, "--run-id", "bad", "score.min_coverage=1.0") == 6
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("flmrec score: AuditError: run bad is not published, the table is as it was: ")
+    for fault in (
+        "1 users came in and are neither",
+        "2 items stand twice",
+        "3 scores are no number from 0 to 1",
+        "1 listed items were already seen",
+        "14 of 16 users have a list",
+    ):
+        assert fault in told
+    assert not any(user in told for user in LISTED_USERS)
+    assert (version(published, "recommendations"), rows(published, "recommendations")) == (before, content)
+    failed = runs(published)["bad"]
+    assert failed["verdict"] == "failed"
+    assert told.endswith(failed["message"])
+
+
+def test_a_model_that_answers_nan_publishes_nothing(world: Path, capsys: Capture) -> None:
+    head = load_file(world / "checkpoint/head.safetensors")
+    save_file({**head, "offset": head["offset"] * float("nan")}, world / "checkpoint/head.safetensors")
+    (world / "checkpoint/manifest.json").unlink()
+    manifest.write(world / "checkpoint")
+    assert run(world) == 6
+    assert "15 users came in and are neither listed nor rejected" in capsys.readouterr().err
+    assert not (world / "tables/recommendations").exists()
+
+
+def test_what_was_staged_is_published_without_scoring_again(
+    world: Path, published: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(world, "--run-id", "first")
+    assert not (world / "tables/recommendations").exists()
+    staged = version(world, "top_n")
+    monkeypatch.setattr(score, "scores", no_scoring)
+    assert run(world, "--run-id", "first", "score.min_coverage=1.0") == 6
+    assert "15 of 16 users have a list" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # killed after the commit, before the view and the record
+        patch.setattr(score, "_name_tables", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(world, "--run-id", "first")
+    committed = version(world, "recommendations")
+    assert run(world, "--run-id", "first") == 0
+    assert (version(world, "top_n"), version(world, "recommendations")) == (staged, committed)
+    for name in ("recommendations", "top_n", "rejects"):
+        assert rows(world, name) == rows(published, name)
+    assert runs(world)["first"]["verdict"] == "done"
+    assert runs(world)["first"]["counts"] == runs(published)["first"]["counts"]
+
+
+def test_settings_that_come_back_publish_their_lists_again(
+    spark: SparkSession, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(world) == 0
+    first = rows(world, "recommendations")
+    pairs = [(user, item) for user in (*USERS[:2], "stranger") for item in (*ITEMS[:9], "gone", "too long")]
+    spark.createDataFrame(pairs, "user_id string, item_id string").write.parquet(str(world / "pairs"))
+    asked = f"score.candidates={{path: {world / 'pairs'}, format: parquet}}"
+    some = ("score.item_filter=genre <> 'drama'", "score.exclude_seen=false", "score.history_splits=[train]")
+    assert run(world, asked, *some, "score.min_coverage=0.1") == 0
+    expect_lists(
+        world,
+        splits=("train",),
+        exclude_seen=False,
+        allowed=lambda user, item: user in USERS[:2] and item["item_id"] in ITEMS[:9] and item["genre"] != "drama",
+    )
+    monkeypatch.setattr(score, "scores", no_scoring)
+    assert run(world) == 0
+    assert rows(world, "recommendations") == first
+
+
+def test_what_is_written_to_the_inputs_meanwhile_waits_for_the_next_run(
+    spark: SparkSession, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    tables = Tables(spark, load_config(world / "config.yaml").tables)
+
+    def ship(*given: Any, **named: Any) -> Any:
+        spark.createDataFrame([("late", "x")], "user_id string, group string").write.format("delta").mode(
+            "append"
+        ).save(tables.place("users"))
+        return shipped_by(*given, **named)
+
+    shipped_by = score.ship
+    monkeypatch.setattr(score, "ship", ship)
+    assert run(world) == 0
+    assert set(lists(world)) == LISTED_USERS
+    assert tables.commits("recommendations")[0]["users"] == "0"
+    monkeypatch.undo()
+    assert run(world) == 0
+    assert set(lists(world)) == {*LISTED_USERS, "late"}
+    assert tables.commits("recommendations")[0]["users"] == "1"
+
+
+def empty_items(folder: Path) -> None:
+    DeltaTable(str(folder / "tables/items")).delete()
+
+
+def foreign_table(folder: Path) -> None:
+    spark = SparkSession.getActiveSession()
+    assert spark is not None
+    spark.range(3).write.format("delta").save(str(folder / "tables/recommendations"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "argv", "code", "told"),
+    [
+        (lambda folder: shutil.rmtree(folder / "checkpoint"), (), 4, "CheckpointError: .*manifest.json: not found"),
+        (lambda folder: shutil.rmtree(folder / "tables/users"), (), 3, "InputError: table users: not found at"),
+        (empty_items, (), 3, "InputError: items: got 0 of which none may be listed"),
+        (foreign_table, (), 7, "ConflictError: table recommendations: the table at"),
+        (None, ("score.item_filter=in_stock = true",), 2, "ConfigError: score.item_filter: got 'in_stock = true'"),
+        (None, ("score.item_filter='false'",), 3, "InputError: items: got 18 of which none may be listed"),
+        (None, ("score.candidates={path: none, format: csv}",), 3, "InputError: score.candidates:"),
+    ],
+)
+def test_what_stands_in_the_way_is_told_before_anything_is_staged(
+    world: Path, capsys: Capture, harm: Callable[[Path], None] | None, argv: tuple[str, ...], code: int, told: str
+) -> None:
+    if harm is not None:
+        harm(world)
+    assert run(world, *argv) == code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("flmrec score: ")
+    assert all(part in line for part in told.split(".*"))
+    assert not (world / "tables/top_n").exists()
+
+
+@pytest.fixture
+def submit(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """spark-submit in a process group of its own, with the project's environment; ended with the test."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SPARK_WORKER_DIR": str(tmp_path / "work")}
+    started = []
+
+    def start(*command: str) -> subprocess.Popen[str]:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(
+            ["spark-submit", *command], cwd=tmp_path, env=environment, start_new_session=True, **pipes
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_driver_killed_while_it_scores_ends_in_the_table_of_an_unbroken_run(
+    world: Path, published: Path, submit: Callable[..., subprocess.Popen[str]]
+) -> None:
+    command = (str(ROOT / "jobs/score.py"), "--config", str(world / "config.yaml"), "--run-id", "first")
+    process = submit(*command, "score.partitions=40")
+    while not list((world / "tables").glob("top_n/*/*.parquet")):  # the first tasks are done, others are to come
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+            pytest.fail(f"ended before it could be killed: {process.communicate()}")
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not list((world / "tables").glob("top_n/_delta_log/*.json"))
+    assert not (world / "tables/recommendations").exists()
+    again = submit(*command, "score.partitions=40")
+    printed, told = again.communicate()
+    assert again.returncode == 0, told
+    assert json.loads(printed.splitlines()[-1])["status"] == "done"
+    for name in ("recommendations", "top_n", "rejects"):
+        assert rows(world, name) == rows(published, name)
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from flmrec_spark.config import load_config
+from flmrec_spark.session import session
+from jobs import score
+spark = session(load_config(sys.argv[2]).tables, app_name="flmrec test")
+plain = score.main(["--config", sys.argv[2], "--run-id", "first", "score.partitions=6"])
+bundles = [str(folder.parent.parent) for folder in Path(sys.argv[3]).glob("**/flmrec/*/items.arrow")]
+on_gpu = score.main(["--config", sys.argv[2], "--run-id", "gpu", "score.gpus_per_task=1"])
+print(json.dumps({"plain": plain, "bundles": bundles, "on_gpu": on_gpu}))
+spark.stop()
+"""
+
+
+def test_two_executors_give_the_lists_of_one_and_a_gpu_without_cuda_is_told(
+    world: Path, published: Path, submit: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    driver, gpus = tmp_path / "driver.py", tmp_path / "gpus"
+    driver.write_text(DRIVER)
+    gpus.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0"]}\'\n')
+    gpus.chmod(0o755)
+    settings = {
+        f"spark.{part}.resource.gpu.{name}": value
+        for part in ("worker", "executor")
+        for name, value in (("amount", "1"), ("discoveryScript", str(gpus)))
+    }
+    flags = [flag for key, value in settings.items() for flag in ("--conf", f"{key}={value}")]
+    arguments = [str(ROOT), str(world / "config.yaml"), str(tmp_path / "work")]
+    process = submit("--master", "local-cluster[2,1,1024]", *flags, str(driver), *arguments)
+    printed, told = process.communicate()
+    assert process.returncode == 0, told
+    found = json.loads(printed.splitlines()[-1])
+    assert (found["plain"], found["on_gpu"]) == (0, 5), told
+    assert len(found["bundles"]) == len(set(found["bundles"])) == 2  # once in each executor's folder
+    assert rows(world, "recommendations") == rows(published, "recommendations")
+    line = next(line for line in told.splitlines() if "EnvironmentFault" in line)
+    assert line == (
+        "flmrec score: EnvironmentFault: score.gpus_per_task: got a GPU from Spark, "
+        "but torch finds no CUDA device on the executor"
+    )

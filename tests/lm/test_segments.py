@@ -1,0 +1,175 @@
+"""Prompts as tokens: budgets, and that nothing but the oldest history is ever cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flmrec_spark.errors import CheckpointError
+from flmrec_spark.lm.segments import Interaction, Segmenter
+from flmrec_spark.prompts import load_template
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+LETTER = {letter: TOKENIZER.convert_tokens_to_ids(letter) for letter in "abcxyz"}
+
+
+def segmenter(*, template: str = "en", user_tokens: int = 40, item_tokens: int = 10, history: int = 6) -> Segmenter:
+    return Segmenter(
+        TOKENIZER,
+        load_template(template),
+        user_tokens=user_tokens,
+        item_tokens=item_tokens,
+        history_length=history,
+    )
+
+
+def liked(title: str) -> Interaction:
+    return Interaction({"item_id": "1", "title": title}, is_liked=True, value=5.0)
+
+
+def disliked(title: str) -> Interaction:
+    return Interaction({"item_id": "1", "title": title}, is_liked=False, value=1.0)
+
+
+def words(ids: list[int]) -> str:
+    return TOKENIZER.decode(ids)
+
+
+def n_tokens(text: str) -> int:
+    return len(TOKENIZER(text, add_special_tokens=False)["input_ids"])
+
+
+titles = st.text(alphabet="abcxyz é活", min_size=1, max_size=12).filter(str.strip)
+histories = st.lists(
+    st.builds(lambda title, is_liked: liked(title) if is_liked else disliked(title), titles, st.booleans())
+)
+
+
+@given(history=histories, user_tokens=st.integers(min_value=16, max_value=60), length=st.integers(1, 8))
+def test_only_the_oldest_history_is_cut_and_the_cut_is_counted(history, user_tokens, length):
+    own = segmenter(user_tokens=user_tokens, history=length)
+    head = TOKENIZER("user: age: 7;", add_special_tokens=False)["input_ids"]
+    segment = own.user({"age": 7}, history)
+    assert segment is not None
+    assert len(segment.ids) <= user_tokens
+    kept = len(history) - segment.n_cut
+    assert 0 <= kept <= length
+    if history:
+        newest = [own.user({}, [entry]) for entry in history[:kept]]
+        expected = [token for entry in newest if entry is not None for token in entry.ids[1:-1]]
+        assert segment.ids == [own.start, *head, *expected, own.end]
+    if kept < min(len(history), length):  # the next older entry would not have fitted
+        text = own.template.render_entry(history[kept].item, is_liked=history[kept].is_liked, value=None)
+        assert len(segment.ids) + n_tokens(text) > user_tokens
+
+
+def test_an_entry_is_kept_whole_or_not_at_all():
+    full = segmenter(user_tokens=2 + 11 + 7).user({}, [liked("ab"), liked("c")])
+    assert full is not None
+    # "user:" is left out with the empty profile; " liked ab;" is 8 tokens, " liked c;" is 7.
+    assert (words(full.ids), full.n_cut) == ("[CLS] liked ab ; liked c ; [SEP]", 0)
+    short = segmenter(user_tokens=2 + 8 + 6).user({}, [liked("ab"), liked("c")])
+    assert short is not None
+    assert (words(short.ids), short.n_cut) == ("[CLS] liked ab ; [SEP]", 1)
+
+
+def test_history_beyond_the_longest_history_counts_as_cut():
+    segment = segmenter(history=2).user({}, [liked("a"), disliked("b"), liked("c")])
+    assert segment is not None
+    assert (words(segment.ids), segment.n_cut) == ("[CLS] liked a ; disliked b ; [SEP]", 1)
+
+
+def test_a_profile_that_fills_the_budget_alone_is_refused():
+    profile = {"a": "xxxx"}  # "user: a: xxxx;" is 4 + 1 + 1 + 1 + 4 + 1 = 12 tokens
+    assert segmenter(user_tokens=13).user(profile, [liked("b")]) is None
+    fits = segmenter(user_tokens=14).user(profile, [liked("b")])
+    assert fits is not None
+    assert (words(fits.ids), fits.n_cut) == ("[CLS] user : a : xxxx ; [SEP]", 1)
+
+
+def test_a_user_without_history_is_told_so():
+    segment = segmenter().user({"age": 7}, [])
+    assert segment is not None
+    assert (words(segment.ids), segment.n_cut) == ("[CLS] user : age : 7 ; no history yet [SEP]", 0)
+
+
+def test_the_chinese_template_renders_likes_dislikes_and_no_history():
+    own = segmenter(template="zh")
+    segment, without = own.user({}, [liked("红楼梦"), disliked("三体")]), own.user({}, [])
+    assert segment is not None
+    assert without is not None
+    assert words(segment.ids).replace(" ", "") == "[CLS]喜欢《红楼梦》；不喜欢《三体》；[SEP]"
+    assert words(without.ids).replace(" ", "") == "[CLS]暂无历史[SEP]"
+
+
+def test_entries_are_tokenised_apart():
+    """Joined as text the two entries would be one word, which reads as other tokens."""
+    own = segmenter()
+    object.__setattr__(own.template, "liked", type(own.template.liked)("{title}", "test"))
+    segment = own.user({}, [liked("ab"), liked("c")])
+    assert segment is not None
+    assert segment.ids[1:-1] == [*TOKENIZER("ab", add_special_tokens=False)["input_ids"], LETTER["c"]]
+    assert segment.ids[1:-1] != TOKENIZER("abc", add_special_tokens=False)["input_ids"]
+
+
+@given(
+    profile=st.fixed_dictionaries({"age": st.integers(0, 99)}), history=st.lists(st.builds(liked, titles), max_size=3)
+)
+def test_rendered_text_gives_the_tokens_of_the_prompt(profile, history):
+    own = segmenter(user_tokens=200)
+    text = own.template.render_user(profile) + "".join(
+        own.template.render_entry(entry.item, is_liked=True, value=None) for entry in history
+    )
+    segment = own.user(profile, history)
+    assert segment is not None
+    assert own.user_text(text if history else text + own.template.render_no_history()) == segment.ids
+
+
+def test_long_rendered_text_loses_its_end():
+    assert words(segmenter(user_tokens=5).user_text("abcxyz")) == "[CLS] abc [SEP]"
+
+
+def test_an_item_that_exceeds_its_budget_is_refused_and_others_are_whole():
+    got = segmenter(item_tokens=5).items([{"item_id": "1", "title": title} for title in ("abc", "abcx", "a")])
+    assert got[1] is None
+    assert [words(ids) for ids in got if ids is not None] == ["[CLS] abc [SEP]", "[CLS] a [SEP]"]
+
+
+def test_an_item_shows_its_title_and_attributes_but_not_its_id():
+    got = segmenter(item_tokens=30).items([{"item_id": "0042", "title": "a", "genre": "x", "year": None}])
+    assert got[0] is not None
+    assert words(got[0]) == "[CLS] a ; genre : x [SEP]"
+
+
+def test_a_block_is_padded_to_its_longest_row_and_cut_to_the_longest_taken():
+    own = segmenter()
+    block = own.block([[1, 2], [3, 4, 5], [6]])
+    assert block.ids.tolist() == [[1, 2, own.pad], [3, 4, 5], [6, own.pad, own.pad]]
+    assert block.lengths.tolist() == [2, 3, 1]
+    assert block.take(np.array([2, 0])).ids.tolist() == [[6, own.pad], [1, 2]]
+    assert len(own.block([])) == 0
+
+
+def test_profiles_leave_nothing_in_memory():
+    own = segmenter()
+    for age in range(50):
+        own.user({"age": age}, [liked("a")])
+    assert len(own._tokens) == 1  # the entry: as many as items, while profiles are as many as users
+
+
+def test_the_probe_tells_tokenizers_apart():
+    other = segmenter()
+    other.tokenizer = tiny_tokenizer()
+    assert other.probe() == segmenter().probe()
+    other.tokenizer.add_tokens(["story"])
+    assert other.probe() != segmenter().probe()
+
+
+def test_a_tokenizer_without_marks_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.cls_token = None
+    with pytest.raises(CheckpointError, match="tokenizer: got none of cls_token_id, bos_token_id"):
+        Segmenter(tokenizer, load_template("en"), user_tokens=8, item_tokens=8, history_length=1)

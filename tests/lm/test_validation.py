@@ -1,0 +1,137 @@
+"""Validation as the lists are served, worked out by hand, and the calibration fitted on it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from flmrec_spark.lm import validation as module
+from flmrec_spark.lm.dataset import Catalog, Examples
+from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.training import BiasTerms
+from flmrec_spark.lm.validation import Validation, calibrate, validate
+from tests.lm.test_scorer import catalog as tokens
+from tests.lm.test_scorer import segmented, uncached
+
+N_ITEMS = 4
+LOGITS = {5: [3.0, 2.0, 1.0, 0.0], 6: [0.0, 1.0, 2.0, 3.0]}  # by the token of a prefix
+
+
+class Told:
+    """A scorer of known logits."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def logits(self, user: list[int]) -> np.ndarray:
+        return np.array(LOGITS[user[0]])
+
+
+def catalog(is_known: list[bool] | None = None) -> Catalog:
+    block = TokenBlock(np.ones((N_ITEMS, 1), dtype=np.int32), np.ones(N_ITEMS, dtype=np.int32))
+    return Catalog(list("abcd"), [], block, np.array(is_known or [True] * N_ITEMS))
+
+
+def examples(rows: list[tuple[int, int, list[int], list[float]]]) -> Examples:
+    """(prefix token, user, targets, labels), padded to the widest."""
+    width = max(len(targets) for _, _, targets, _ in rows)
+    targets, labels = np.full((len(rows), width), -1), np.zeros((len(rows), width), dtype=np.float32)
+    for at, (_, _, asked, liked) in enumerate(rows):
+        targets[at, : len(asked)], labels[at, : len(asked)] = asked, liked
+    return Examples([[token] for token, *_ in rows], np.array([user for _, user, _, _ in rows]), targets, labels, 0)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Scorer", Told)
+
+
+def run(
+    data: Examples, *, seen: tuple[int, ...] = (), bias: BiasTerms | None = None, **known: list[bool]
+) -> Validation:
+    model = segmented("layer", 2)
+    return validate(
+        model,
+        bias or BiasTerms(None, None),
+        data,
+        catalog(**known),
+        seen=np.array(seen, dtype=np.int64),
+        precision="fp32",
+    )
+
+
+def test_metrics_are_those_of_the_observed_targets(told):
+    found = run(examples([(5, 0, [0, 2], [1, 0]), (6, 1, [3, 1, 0], [0, 1, 0])]))
+    assert found.logits.tolist() == [3.0, 1.0, 3.0, 1.0, 0.0]
+    assert found.labels.tolist() == [1, 0, 0, 1, 0]
+    assert found.metrics["uauc"] == pytest.approx((1.0 + 0.5) / 2)
+    # liked 3 and 1 against 1, 3, 0: 3 > 1, 3 = 3, 3 > 0, 1 = 1, 1 < 3, 1 > 0
+    assert found.metrics["auc"] == pytest.approx((1 + 0.5 + 1 + 0.5 + 0 + 1) / 6)
+    rows = [(3, 1), (1, 0), (3, 0), (1, 1), (0, 0)]  # (logit, liked)
+    losses = [math.log1p(math.exp(-logit if liked else logit)) for logit, liked in rows]
+    assert found.metrics["log_loss"] == pytest.approx(sum(losses) / 5, rel=1e-6)
+
+
+def test_rows_of_one_user_are_one_user_in_uauc(told):
+    """Apart each row has one label and no AUC; together the user has both."""
+    apart = run(examples([(5, 0, [0], [1]), (5, 0, [2], [0])]))
+    assert apart.metrics["uauc"] == 1.0
+    assert math.isnan(run(examples([(5, 0, [0], [1]), (5, 1, [2], [0])])).metrics["uauc"])
+
+
+def test_ndcg_ranks_the_liked_among_all_items_not_seen(told):
+    found = run(examples([(5, 0, [1], [1])]))  # second of a, b, c, d
+    assert found.metrics["ndcg"] == pytest.approx(1 / math.log2(3))
+    assert run(examples([(5, 0, [1], [1])]), seen=(0,)).metrics["ndcg"] == 1.0  # user 0 has rated item 0
+    assert run(examples([(5, 0, [1], [1])]), seen=(4,)).metrics["ndcg"] == pytest.approx(1 / math.log2(3))
+    refused = run(examples([(5, 0, [1], [1])]), is_known=[False, True, True, True])
+    assert refused.metrics["ndcg"] == 1.0
+
+
+def test_ndcg_counts_an_item_once_and_asks_for_none_that_was_seen(told):
+    assert run(examples([(5, 0, [0, 0], [1, 1])])).metrics["ndcg"] == 1.0
+    assert run(examples([(5, 1, [0, 1], [1, 1])]), seen=(4,)).metrics["ndcg"] == 1.0  # item 0 cannot be listed
+
+
+def test_bias_terms_count_as_they_do_in_scoring(told):
+    bias = BiasTerms(None, None)
+    bias.user.data = bias.user.new_tensor([10.0, -10.0])
+    bias.item.data = bias.item.new_tensor([0.0, 0.5, 0.0, 0.0])
+    found = run(examples([(5, 1, [1, 0], [1, 0])]), bias=bias)
+    assert found.logits.tolist() == [2.0 + 0.5 - 10.0, 3.0 - 10.0]
+
+
+def test_logits_are_those_of_the_model_and_its_mode_is_put_back():
+    model, block = segmented("layer", 1), tokens()
+    items = Catalog([str(at) for at in range(len(block))], [], block, np.ones(len(block), dtype=bool))
+    data = Examples([[5, 6, 7]], np.array([0]), np.array([[4, 1]]), np.array([[1, 0]], dtype=np.float32), 0)
+    model.train()
+    found = validate(model, BiasTerms(None, None), data, items, seen=np.array([], dtype=np.int64), precision="fp32")
+    assert model.training
+    expected = uncached(model.eval(), [5, 6, 7], block)
+    np.testing.assert_allclose(found.logits, [expected[4], expected[1]], rtol=1e-5, atol=1e-5)
+
+
+def observed(logits: np.ndarray, labels: np.ndarray) -> Validation:
+    return Validation({}, logits.astype(np.float32), labels.astype(np.float32))
+
+
+def test_calibration_finds_the_slope_and_intercept_that_made_the_labels():
+    random = np.random.default_rng(1)
+    logits = random.normal(size=40_000)
+    labels = random.random(40_000) < 1 / (1 + np.exp(-(2.0 * logits - 0.5)))
+    found = calibrate(observed(logits, labels))
+    assert (found.slope, found.intercept) == (pytest.approx(2.0, abs=0.06), pytest.approx(-0.5, abs=0.04))
+
+
+def test_separable_rows_give_a_finite_slope_and_platts_probabilities():
+    found = calibrate(observed(np.array([-1.0, -1.0, 1.0, 1.0]), np.array([0, 0, 1, 1])))
+    # Platt's targets: (2 + 1) / (2 + 2) for the liked rows, 1 / (2 + 2) for the others
+    np.testing.assert_allclose(found.probability(np.array([-1.0, 1.0])), [0.25, 0.75], rtol=1e-3)
+
+
+def test_calibration_never_turns_the_order_and_needs_both_labels():
+    assert calibrate(observed(np.array([1.0, 2.0, -1.0]), np.array([0, 0, 1]))).slope == 1.0
+    assert calibrate(observed(np.array([1.0, 2.0]), np.array([1, 1]))).slope == 1.0

@@ -1,0 +1,120 @@
+"""scripts/finetune.py: exit codes, one-line errors and the line that it prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from flmrec_spark.prompts import load_template
+from tests.prepared import tiny_config, write_prepared
+from tests.tiny import save_tiny
+
+SCRIPT = Path(__file__).parent.parent / "scripts/finetune.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("finetune_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    write_prepared(folder / "tables")
+    save_tiny(folder / "model", n_layers=2)
+    return folder
+
+
+@pytest.fixture
+def world(prepared: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(prepared, tmp_path / "world"))
+    tiny_config(folder)
+    return folder
+
+
+def command(world: Path, *more: str) -> list[str]:
+    return ["--config", str(world / "config.yaml"), *more]
+
+
+def test_it_trains_prints_one_line_of_json_and_is_already_done_the_second_time(script, world, capsys):
+    assert script.main(command(world, "finetune.max_steps=2")) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["job"], first["status"], first["steps"]) == ("finetune", "done", 2)
+    assert "history" not in first
+    assert script.main(command(world, "finetune.max_steps=2")) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert (second["status"], second["digest"]) == ("already done", first["digest"])
+    assert script.main(command(world, "finetune.max_steps=2", "--force")) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == first["digest"]
+
+
+def test_it_stops_after_so_many_steps_and_goes_on(script, world, capsys):
+    assert script.main(command(world, "--stop-after", "4")) == 0
+    assert json.loads(capsys.readouterr().out) == {"job": "finetune", "status": "stopped", "step": 4}
+    assert not (world / "checkpoint").exists()
+    assert script.main(command(world)) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 8
+
+
+def test_it_prints_the_effective_config(script, world, capsys):
+    assert script.main(command(world, "finetune.epochs=7", "--print-config")) == 0
+    assert "  epochs: 7\n" in capsys.readouterr().out
+
+
+def own_template(world: Path) -> None:
+    text = load_template("en").to_yaml().replace("{attributes}", "{colour}")
+    (world / "own.yaml").write_text(text)
+
+
+def without_items(world: Path) -> None:
+    shutil.rmtree(world / "tables/items")
+
+
+def without_weights(world: Path) -> None:
+    (world / "model/model.safetensors").unlink()
+
+
+def without_model(world: Path) -> None:
+    shutil.rmtree(world / "model")
+
+
+def nothing(world: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("damage", "override", "code", "told"),
+    [
+        (nothing, "finetune.epochz=3", 2, "ConfigError: .*did you mean finetune.epochs"),
+        (nothing, "finetune.seed=-1", 2, "ConfigError: .*finetune.seed: got -1"),
+        (own_template, "prompts.template={world}/own.yaml", 2, "unknown field {colour}, known: attributes, genre"),
+        (without_items, "finetune.epochs=1", 3, "InputError: table items: not found"),
+        (without_weights, "finetune.epochs=1", 4, "CheckpointError: .*model.safetensors: not found"),
+        (without_model, "finetune.epochs=1", 4, "CheckpointError: .*model: not found"),
+    ],
+)
+def test_a_fault_is_one_line_with_its_exit_code_and_leaves_nothing(script, world, capsys, damage, override, code, told):
+    damage(world)
+    assert script.main(command(world, override.replace("{world}", str(world)))) == code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("flmrec finetune: ")
+    assert "Traceback" not in error
+    assert re.search(told, error), error
+    assert not (world / "checkpoint").exists()
+
+
+def test_a_stack_trace_is_shown_when_it_is_asked_for(script, world, capsys):
+    without_items(world)
+    assert script.main(command(world, "--traceback")) == 3
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
