@@ -48,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     rows = stock_rows(arguments, machine, users, items, device)
     for join, join_layer in forms(load(arguments.model).config.num_hidden_layers):
         for precision in ("fp32", "bf16"):
-            rows.append(own_row(arguments, machine, users, items, device, join, join_layer, precision))
+            for packed in (False, True) if device == "cpu" else (False,):
+                form = (join, join_layer, precision, packed)
+                rows.append(own_row(arguments, machine, users, items, device, form))
     rate = rows[0]["pairs_per_s"]
     for row in rows:
         row["ratio_to_cross_encoder"] = row["pairs_per_s"] / rate
@@ -75,11 +77,10 @@ def own_row(
     users: list[list[int]],
     items: TokenBlock,
     device: str,
-    join: str,
-    join_layer: int,
-    precision: str,
+    form: tuple[str, int, str, bool],
 ) -> dict[str, Any]:
     """One form of this project; users are encoded and items scored, items' own states are there already."""
+    join, join_layer, precision, packed = form
     model = SegmentedModel(
         load(arguments.model),
         join=join,
@@ -87,11 +88,11 @@ def own_row(
         item_position=arguments.user_tokens,
         item_tokens=arguments.item_tokens,
     ).eval()
-    scorer = Scorer(model, items, precision=precision, device=device)
+    scorer = Scorer(model, items, precision=precision, device=device, packed=packed)
     rate = measure(lambda number: scorer.logits(users[number % len(users)]), len(items), arguments.seconds)
     flops = useful_flops(model, arguments.user_tokens, arguments.item_tokens, len(items))
     return {
-        "name": "flmrec",
+        "name": "flmrec packed" if packed else "flmrec",
         "precision": precision,
         "join": join,
         "join_layer": join_layer,

@@ -90,9 +90,11 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
-    def _labels_are_defined(self) -> Config:
+    def _sections_agree(self) -> Config:
         if self.prepare.event_values and self.prepare.liked_at_least is None:
             raise ValueError("prepare.liked_at_least: got null, expected a worth, as prepare.event_values is set")
+        if self.model.join == "full" and self.finetune.early_stopping.metric == "ndcg":
+            raise ValueError("finetune.early_stopping.metric: got ndcg, which join: full is too slow to measure")
         return self
 
     def as_dict(self) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def run(name: str, body: Callable[[Job], None], argv: Sequence[str], description
     """Runs a job; returns its exit code. The session is stopped when this call started it."""
     arguments = _parse(name, argv, description)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("py4j").setLevel(logging.WARNING)  # under spark-submit its farewell would be the last line
     started = time.perf_counter()
     spark = None
     owns_session = SparkSession.getActiveSession() is None

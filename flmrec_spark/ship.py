@@ -48,8 +48,8 @@ def ship(
     """
     from flmrec_spark.lm import checkpoint as checkpoints
     from flmrec_spark.lm import worker
-    from flmrec_spark.lm.kernels import is_faster_packed
-    from flmrec_spark.lm.precision import DTYPES, resolve
+    from flmrec_spark.lm.kernels import can_pack
+    from flmrec_spark.lm.precision import resolve
     from flmrec_spark.lm.segments import TOO_LONG_ITEM
 
     found = checkpoints.load(checkpoint)
@@ -75,7 +75,7 @@ def ship(
         history_length=found.settings.history_length,
         n_items=sum(listed),
         rejected=rejected,
-        bundle=Bundle(bundle, precision, is_faster_packed(DTYPES[precision]), score.gpus_per_task > 0, broadcast, file),
+        bundle=Bundle(bundle, precision, can_pack(), score.gpus_per_task > 0, broadcast, file),
         profile=_profile(spark, score),
     )
 

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
-from flmrec_spark.errors import AuditError, ConflictError
+from flmrec_spark.errors import AuditError, ConflictError, InputError
 from flmrec_spark.job import Job, run
 from flmrec_spark.lm import folders, manifest
 from flmrec_spark.ship import filter_digest, listable, ship
@@ -30,7 +30,7 @@ from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import content_digest, run_predicate
-from flmrec_spark.tables.sources import read_source
+from flmrec_spark.tables.sources import MALFORMED, read_source
 
 log = logging.getLogger("flmrec")
 
@@ -80,7 +80,14 @@ def _candidates(job: Job) -> DataFrame | None:
     if source is None:
         return None
     required = (c.USER_ID, c.ITEM_ID)
-    return read_source(job.spark, source, name="score.candidates", required=required).select(*required)
+    pairs = read_source(job.spark, source, name="score.candidates", required=required)
+    is_bad = F.col(f"`{MALFORMED}`").isNotNull() | F.col(c.USER_ID).isNull() | F.col(c.ITEM_ID).isNull()
+    n_bad = pairs.where(is_bad).count()
+    if n_bad:
+        raise InputError(
+            f"score.candidates: got {n_bad:,} malformed rows or rows without an id, expected none; at {source.place}"
+        )
+    return pairs.select(*required)
 
 
 def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
@@ -196,7 +203,7 @@ def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataF
 
 def _name_tables(job: Job) -> None:
     """Names for SQL, also where a kill came before them or the catalog was lost since."""
-    for name in ("items", "top_n", "recommendations"):
+    for name in (*INPUTS, "top_n", "recommendations"):
         job.tables.register(name)
     recommendations, items = job.tables.reference("recommendations"), job.tables.reference("items")
     job.tables.create_view(

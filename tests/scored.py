@@ -61,6 +61,7 @@ def pair_scores(
     known = [Interaction(fields[item], is_liked, value) for item, is_liked, value in history if item in fields]
     user = segmenter.user(profile, known)
     assert user is not None
+    torch.set_num_threads(1)  # waking a second thread takes longer than a tiny product
     ids, length = torch.tensor([user.ids]), torch.tensor([len(user.ids)])
     scores = {}
     for item, segment in zip(fields, segmenter.items(items), strict=True):

@@ -1,19 +1,13 @@
-"""Dense layers for inference on a CPU: oneDNN's with weights laid out once, where that is faster than torch's own.
+"""Dense layers for inference on a CPU: oneDNN's product, with the weights laid out once.
 
 torch multiplies float32 with the vendor's BLAS, which on some CPUs leaves half of the vector units idle; oneDNN's
-product, which torch carries for its compiler, does not. Which one is faster is measured, never looked up.
+product, which torch carries for its compiler, does not. `benchmarks/scoring.py` shows what it gives on a machine.
 """
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
-
-_SHAPE = (512, 384, 1536)  # rows, inner, columns: a feed-forward of a small model
-_WORTH = 1.05
-_SECONDS = 0.05
 
 
 class PackedLinear(nn.Module):
@@ -27,9 +21,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(.., in_features) -> (.., out_features), the dtype of the weight."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states.contiguous(), self.weight, self.bias, "none", [], ""
-        )
+        rows = states.contiguous()
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return product
 
 
@@ -41,24 +34,6 @@ def pack_linears(module: nn.Module) -> None:
                 setattr(parent, name, PackedLinear(child))
 
 
-def is_faster_packed(dtype: torch.dtype) -> bool:
-    """Whether packed layers are worth it on this CPU with the threads that torch has now: measured in 0.1 s."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    rows, inner, columns = _SHAPE
-    plain = nn.Linear(inner, columns, dtype=dtype).requires_grad_(False)
-    states = torch.ones(rows, inner, dtype=dtype)
-    with torch.inference_mode():
-        packed = PackedLinear(plain)
-        return _fastest(plain, states) > _WORTH * _fastest(packed, states)
-
-
-def _fastest(layer: nn.Module, states: Tensor) -> float:
-    layer(states)
-    best, spent = float("inf"), 0.0
-    while spent < _SECONDS:
-        started = time.perf_counter()
-        layer(states)
-        took = time.perf_counter() - started
-        best, spent = min(best, took), spent + took
-    return best
+def can_pack() -> bool:
+    """Whether this build of torch has oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm.families import family_of
 
 USER, ITEM = 0, 1  # segment ids
-_START_DOT = 4.0  # weight of the dot product before training: cosines of layer-normed states are small
+_START_DOT = 4.0  # two towers only: their one interaction must move the score from the first step
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class SegmentedModel(nn.Module):
             )
         self.item_weight = nn.Parameter(torch.zeros(family.hidden))
         self.user_weight = nn.Parameter(torch.zeros(family.hidden))
-        self.dot = nn.Parameter(torch.tensor(_START_DOT))
+        self.dot = nn.Parameter(torch.tensor(_START_DOT if self.is_two_towers else 0.0))
         self.offset = nn.Parameter(torch.zeros(()))
 
     @property

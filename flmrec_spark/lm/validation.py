@@ -12,9 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from flmrec_spark import metrics
 from flmrec_spark.lm.checkpoint import Calibration
 from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Index
-from flmrec_spark.lm.kernels import is_faster_packed
+from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import SegmentedModel
-from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.scorer import Scorer, best
 from flmrec_spark.lm.training import BiasTerms
 
@@ -41,12 +40,13 @@ def validate(
 ) -> Validation:
     """AUC, UAUC and log-loss on the observed targets; NDCG@10 of the liked ones among all items not seen in training.
 
-    `seen` holds sorted keys user * N + item. A row of `data` must hold all targets of its prefix, not a part of them.
+    NDCG is nan for `join: full`. `seen` holds sorted keys user * N + item. A row of `data` must hold all targets of
+    its prefix, not a part of them.
     """
     was_training = model.training
     model.eval()
     device = model.offset.device
-    packed = device.type == "cpu" and is_faster_packed(DTYPES[precision])
+    packed = device.type == "cpu" and can_pack()
     scorer = Scorer(model, catalog.tokens, precision=precision, device=str(device), packed=packed)
     user_bias, item_bias = (part.detach().cpu().numpy() for part in (bias.user, bias.item))
     n_items, n_rows = len(catalog.item_ids), len(data)
@@ -56,6 +56,10 @@ def validate(
     is_liked = is_target & (data.labels > 0.5)
     for row, user in enumerate(data.users.tolist()):
         targets = data.targets[row][is_target[row]]
+        if model.join == "full":  # a whole catalogue of stock pairs for each user would take hours
+            offsets = item_bias[targets] + user_bias[user] if len(user_bias) else 0.0
+            logits[row, : len(targets)] = scorer.logits(data.prefixes[row], items=targets) + offsets
+            continue
         scores = scorer.logits(data.prefixes[row])
         if len(user_bias):
             scores = scores + item_bias + user_bias[user]

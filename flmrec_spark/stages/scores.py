@@ -37,7 +37,7 @@ class Bundle:
 
     digest: str
     precision: str
-    packed: bool  # multiply with oneDNN's packed layers; measured once, on the driver, so that all executors agree
+    packed: bool  # multiply with oneDNN's packed layers; decided on the driver, so that all executors agree
     uses_gpu: bool
     broadcast: Broadcast[bytes] | None  # either this
     file: str | None  # or the name of a distributed file

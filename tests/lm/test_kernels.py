@@ -1,0 +1,55 @@
+"""Packed dense layers against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flmrec_spark.lm.kernels import PackedLinear, can_pack, pack_linears
+from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.scorer import Scorer
+from flmrec_spark.lm.segments import TokenBlock
+from tests.tiny import tiny_bert
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (3, 5, 24), (1, 24)])
+@pytest.mark.parametrize("with_bias", [True, False])
+@torch.inference_mode()
+def test_a_packed_layer_equals_the_plain_one(shape, with_bias):
+    torch.manual_seed(1)
+    plain = nn.Linear(24, 40, bias=with_bias)
+    states = torch.randn(shape)
+    torch.testing.assert_close(PackedLinear(plain)(states), plain(states), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_packed_layer_takes_states_that_are_not_contiguous():
+    torch.manual_seed(1)
+    plain = nn.Linear(24, 40)
+    states = torch.randn(24, 7).T
+    torch.testing.assert_close(PackedLinear(plain)(states), plain(states), rtol=1e-5, atol=1e-5)
+
+
+def test_every_dense_layer_of_a_model_is_replaced():
+    backbone = tiny_bert()
+    n_dense = sum(type(module) is nn.Linear for module in backbone.modules())
+    pack_linears(backbone)
+    assert sum(isinstance(module, PackedLinear) for module in backbone.modules()) == n_dense == 18
+    assert not any(type(module) is nn.Linear for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("join", "join_layer"), [("layer", 0), ("layer", 2), ("layer", 3), ("attention", 2), ("full", 2)]
+)
+def test_a_packed_scorer_scores_as_the_plain_one_and_leaves_the_model_alone(join, join_layer):
+    model = SegmentedModel(tiny_bert(), join=join, join_layer=join_layer, item_position=20, item_tokens=8).eval()
+    model.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
+    tokens = torch.randint(5, 60, (9, 6), generator=torch.Generator().manual_seed(8), dtype=torch.int32)
+    items = TokenBlock(tokens.numpy(), torch.full((9,), 6, dtype=torch.int32).numpy())
+    plain = Scorer(model, items).logits([5, 6, 7, 8])
+    packed = Scorer(model, items, packed=True).logits([5, 6, 7, 8])
+    torch.testing.assert_close(torch.from_numpy(packed), torch.from_numpy(plain), rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
