@@ -41,7 +41,7 @@ def test_it_learns_what_a_separable_world_teaches(world, monkeypatch):
         return losses[-1]
 
     monkeypatch.setattr(Trainer, "learn", noted)
-    learns = {"epochs": 30, "learning_rate": 3e-3, "dropout": 0.0, "ranking_weight": 0.0}
+    learns = {"epochs": 60, "learning_rate": 3e-3, "dropout": 0.0, "ranking_weight": 0.0}
     stops = {"early_stopping": {"metric": "auc", "patience": 1000}}
     done = finetune(tiny_config(world, finetune={**learns, **stops}, model={"bias_terms": False}))
     history: Any = done["history"]
