@@ -94,7 +94,7 @@ def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
     """What the lists depend on: two runs of one fingerprint publish the same rows."""
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
-    job.inputs["checkpoint"] = manifest.digest_of(folders.present(Path(job.config.checkpoint)))
+    job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
     if candidates is not None:
         job.inputs["candidates"] = content_digest(candidates)
     config = job.config.score
