@@ -9,6 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flmrec_spark.lm.native import Kernel
+
+_ZERO = 128  # the byte that stands for 0
+_LANES = 16
+
 
 class PackedLinear(nn.Module):
     """`nn.Linear` for inference: the weight in oneDNN's own layout, so it is not laid out anew at each call."""
@@ -24,6 +29,41 @@ class PackedLinear(nn.Module):
         rows = states.contiguous()
         product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return product
+
+
+class QuantizedLinear(nn.Module):
+    """`nn.Linear` for inference in int8: weights by output channel, states by row, sums in int32.
+
+    Symmetric, by the largest value (Jacob et al. 2018, section 3); the states in unsigned bytes with 128 for zero, as
+    the CPU's instruction wants them. In and out are float32.
+    """
+
+    def __init__(self, linear: nn.Linear, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach().float()
+        self.scale = weight.abs().amax(1).clamp(min=1e-30) / 127.0  # (out,)
+        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.zero = torch.zeros(self.out_features, dtype=torch.int32)
+        self.bias = torch.zeros(self.out_features) if linear.bias is None else linear.bias.detach().float().clone()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(.., in_features) -> (.., out_features), float32."""
+        rows, scales = self.kernel.quantize(states.reshape(-1, self.in_features))
+        product = torch.ops.onednn.qlinear_pointwise(
+            rows, 1.0, _ZERO, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return self.kernel.rescale(product, scales, self.bias).view(*states.shape[:-1], self.out_features)
+
+
+def quantize_linears(module: nn.Module, kernel: Kernel) -> None:
+    """Replaces every `nn.Linear` below the module whose sides the kernel's vectors divide, in place."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child.in_features % _LANES == child.out_features % _LANES == 0:
+                setattr(parent, name, QuantizedLinear(child, kernel))
 
 
 def pack_linears(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}  # int8: dense layers alone
 _SHAPE = (512, 384, 1536)  # rows, inner, columns: a feed-forward of a small model
 _WORTH = 1.3  # bf16 must be this much faster, or its rounding buys nothing
 

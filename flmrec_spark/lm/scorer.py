@@ -12,7 +12,6 @@ Shapes: N items, T items of a block, P user tokens, D hidden, H heads, E = D / H
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.lm.attention import attention_of
 from flmrec_spark.lm.checkpoint import Calibration
-from flmrec_spark.lm.kernels import pack_linears
+from flmrec_spark.lm.kernels import pack_linears, quantize_linears
 from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates
+from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.segments import TokenBlock
 
@@ -55,6 +57,7 @@ class Scorer:
       tokens: item segments, N rows.
       item_bias: learned offsets, float64 (N,); zeros where there are none.
       packed: multiply with `kernels.PackedLinear`, on a CPU; in a copy of the model.
+      kernel: attend with it in a last-layer join, on a CPU, where it fits the model.
       states: item states saved by an earlier scorer of the same model and items.
     """
 
@@ -68,6 +71,7 @@ class Scorer:
         precision: str = "fp32",
         device: str = "cpu",
         packed: bool = False,
+        kernel: Kernel | None = None,
         states: Path | None = None,
     ) -> None:
         self.device = device
@@ -75,9 +79,14 @@ class Scorer:
         changes = packed or precision != "fp32"
         self.model = (copy.deepcopy(model) if changes else model).to(device)
         self.model.backbone.to(self.dtype)
+        if precision == "int8":
+            quantize_linears(self.model.backbone, _kernel_for_int8(kernel, device))
         if packed:
             pack_linears(self.model.backbone)
         self.calibration = calibration or Calibration()
+        family = self.model.family
+        width = family.hidden // family.n_heads
+        self.attention = attention_of(kernel if device == "cpu" else None, self.dtype, width)
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
         found = self._load_states(states) if states is not None else self._encode(tokens)
         bias = np.zeros(len(tokens)) if item_bias is None else item_bias
@@ -133,7 +142,7 @@ class Scorer:
             ids, lengths = self._tensors(tokens, start, start + _ENCODE_BLOCK)
             blocks.append(self.model.encode_items(ids, lengths))
         states = ItemStates(*[torch.cat([getattr(block, name) for block in blocks]) for name in _STATES])
-        return _for_last_layer(states) if self.is_last else states
+        return self.attention.items(states) if self.is_last else states
 
     def _user(self, user: list[int]) -> tuple[Tensor, Tensor]:
         return torch.tensor([user], device=self.device), torch.tensor([len(user)], device=self.device)
@@ -150,46 +159,41 @@ class Scorer:
             hidden = states.hidden[:, 0] if index is None else states.hidden[index, 0]
             return self.model.head(hidden, user.pooled)
         if self.is_last and index is not None:
-            chosen = (states.hidden[index], states.query[:, index], states.own[:, index], states.own_lse[:, index])
-            states = ItemStates(*chosen, states.hidden_mask)
+            states = self.attention.take(states, index)
         n_items = len(states.hidden) if self.is_last or index is None else len(index)
         size = (_LAST_BLOCK if self.is_last else _EARLY_BLOCK)[torch.device(self.device).type]
         logits = torch.empty(n_items, device=self.device)
-        for start in range(0, n_items, size):
-            block = slice(start, min(start + size, n_items))
-            if self.is_last:
-                logits[block] = self._last_layer(user, states, block)
-            else:
-                grid = torch.arange(block.start, block.stop, device=self.device) if index is None else index[block]
-                logits[block] = self.model.join_items(user, states, grid[None])[0]
+        starts = range(0, n_items, size)
+        blocks = [slice(start, min(start + size, n_items)) for start in starts]
+        if self.is_last:
+            self._score_last_layer(user, states, blocks, logits)
+            return logits
+        for block in blocks:
+            grid = torch.arange(block.start, block.stop, device=self.device) if index is None else index[block]
+            logits[block] = self.model.join_items(user, states, grid[None])[0]
         return logits
 
-    def _last_layer(self, user: UserStates, items: ItemStates, block: slice) -> Tensor:
-        """Logits (T,) of a block of items: the last layer of one token each."""
-        logits = torch.bmm(items.query[:, block], user.keys[0][0].transpose(1, 2)).float()  # (H, T, P)
-        own_logit = items.own_lse[:, block]  # (H, T)
-        top = torch.maximum(logits.amax(-1), own_logit)
-        weights = logits.sub_(top[..., None]).exp_()
-        own_weight = (own_logit - top).exp_()
-        total = weights.sum(-1).add_(own_weight)
-        attended = torch.bmm(weights.to(self.dtype), user.values[0][0])  # (H, T, E)
-        attended = torch.addcmul(attended.float(), items.own[:, block].float(), own_weight[..., None])
-        attended = attended.div_(total[..., None]).to(self.dtype).transpose(0, 1).flatten(1)  # (T, D)
-        layer = self.model.family.n_layers - 1
-        feed_forward = self.model.join != "attention"
-        hidden = self.model.family.finish(layer, items.hidden[block], attended, feed_forward=feed_forward)
-        return self.model.head(hidden, user.pooled)
+    def _score_last_layer(self, user: UserStates, items: ItemStates, blocks: list[slice], logits: Tensor) -> None:
+        """The last layer of one token for each item, written to logits (N,)."""
+        model = self.model
+        known = self.attention.user(user.keys[0][0], user.values[0][0])
+        # head() is linear in the item's state: one vector and one number of the user
+        direction = model.item_weight + model.dot * user.pooled[0].float() / user.pooled.shape[1]  # (D,)
+        constant = user.pooled[0].float() @ model.user_weight + model.offset
+        for block in blocks:
+            attended = self.attention.attend(items, known, block)
+            hidden = model.family.finish(
+                model.family.n_layers - 1, items.hidden[block], attended, feed_forward=model.join != "attention"
+            )
+            torch.addmv(constant, hidden.float(), direction, out=logits[block])
 
 
-def _for_last_layer(states: ItemStates) -> ItemStates:
-    scale = math.sqrt(states.query.shape[-1])
-    return ItemStates(
-        hidden=states.hidden[:, 0].contiguous(),  # (N, D)
-        query=(states.query[:, :, 0] / scale).transpose(0, 1).contiguous(),  # (H, N, E)
-        own=states.own[:, :, 0].transpose(0, 1).contiguous(),  # (H, N, E)
-        own_lse=states.own_lse[:, :, 0].transpose(0, 1).contiguous(),  # (H, N)
-        hidden_mask=states.hidden_mask,
-    )
+def _kernel_for_int8(kernel: Kernel | None, device: str) -> Kernel:
+    if kernel is None or device != "cpu":
+        raise EnvironmentFault(
+            f"score.precision: got int8 on {device}, expected a CPU and a C compiler"
+        )
+    return kernel
 
 
 def best(scores: Scores, n: int, *, allowed: Any = None) -> Index:

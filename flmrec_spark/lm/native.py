@@ -1,0 +1,173 @@
+"""The kernel in C, `kernel.c`: built where the machine has a compiler, loaded where the CPU can run it.
+
+The driver builds it once and ships the library with the model, so an executor needs no compiler. Where there is
+none, or the CPU is another, `attention.TorchAttention` does the same with torch, several times slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).parent / "kernel.c"
+_V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
+_V3 = _V2 | {"avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+# level: flags of /proc/cpuinfo that it needs, options of the compiler; the first that fits is taken
+LEVELS = {
+    "x86-64-v4-bf16": (_V4 | {"avx512_bf16"}, ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512")),
+    "x86-64-v4": (_V4, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
+    "x86-64-v3": (_V3, ("-march=x86-64-v3",)),
+    "x86-64-v2": (_V2, ("-march=x86-64-v2",)),
+}
+_COMMON = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC")
+_WIDTH = 16  # numbers of a head: a multiple of it
+_SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library and the CPUs that run it."""
+
+    level: str
+    file: Path
+
+
+@functools.cache
+def build() -> Built | None:
+    """The library for this CPU, built once a process; None without a C compiler or for a CPU that is not known."""
+    level = cpu_level()
+    compiler = _compiler()
+    if level is None or compiler is None:
+        return None
+    folder = tempfile.TemporaryDirectory(prefix="flmrec-native-")
+    _FOLDERS.append(folder)  # removed when the process ends
+    file = Path(folder.name) / "kernel.so"
+    command = [*compiler, *_COMMON, *LEVELS[level][1], "-o", str(file), str(_SOURCE)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):  # a compiler too old for the level: as if there were none
+        return None
+    return Built(level, file)
+
+
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _compiler() -> list[str] | None:
+    named = shlex.split(os.environ.get("CC", ""))
+    if named:
+        return named
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    return [found] if found else None
+
+
+def cpu_level() -> str | None:
+    """The first of LEVELS that this CPU runs; None on another architecture or system."""
+    if platform.machine() != "x86_64":
+        return None
+    flags = _cpu_flags()
+    return next((level for level, (needed, _) in LEVELS.items() if needed <= flags), None)
+
+
+def load(built: Built | None) -> Kernel | None:
+    """The kernel, or None when there is no library or this CPU lacks what it needs."""
+    if built is None or platform.machine() != "x86_64" or not LEVELS[built.level][0] <= _cpu_flags():
+        return None
+    return Kernel(ctypes.CDLL(str(built.file)))
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").partition(":")[2].split())
+
+
+class Kernel:
+    """`kernel.c`, loaded. Shapes: N items, T of them asked, P keys, H heads, E numbers a head."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._functions = {dtype: getattr(library, name, None) for dtype, name in _SYMBOLS.items()}
+        self.tile = int(library.tile())
+
+    def fits(self, dtype: torch.dtype, width: int) -> bool:
+        """Whether the kernel multiplies this dtype here, with heads of this width."""
+        return self._functions.get(dtype) is not None and width % _WIDTH == 0
+
+    def pack_query(self, query: Tensor) -> Tensor:
+        """(H, N, E), scaled -> (H, E / 2, N', 2) in bf16, (H, E, N', 1) in fp32; N' is the next multiple of a tile."""
+        n_heads, n_items, width = query.shape
+        each = 2 if query.dtype == torch.bfloat16 else 1
+        padded = query.new_zeros(n_heads, self._padded(n_items), width)
+        padded[:, :n_items] = query
+        return padded.view(n_heads, -1, width // each, each).transpose(1, 2).contiguous()
+
+    def pack_lse(self, own_lse: Tensor) -> Tensor:
+        """(H, N) -> (H, N'), float32."""
+        return torch.nn.functional.pad(own_lse.float(), (0, self._padded(own_lse.shape[1]) - own_lse.shape[1]))
+
+    def pack_user(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
+        """(H, P, E) twice -> keys (H, P', E), values (H, E, P'), P; P' is the next multiple of 8."""
+        n_keys = keys.shape[1]
+        more = -n_keys % 8
+        pad = torch.nn.functional.pad
+        rows = pad(keys, (0, 0, 0, more)).contiguous()
+        return rows, pad(values, (0, 0, 0, more)).transpose(1, 2).contiguous(), n_keys
+
+    def attend(
+        self, query: Tensor, own: Tensor, own_lse: Tensor, user: tuple[Tensor, Tensor, int], block: slice
+    ) -> Tensor:
+        """Attention (T, H * E) of the items block.start .. block.stop - 1; block.start is a multiple of a tile.
+
+        Args:
+          query, own_lse: as packed above.
+          own: (H, N, E), contiguous.
+          user: as `pack_user` gives it.
+        """
+        keys, values, n_keys = user
+        n_heads, n_all, width = own.shape
+        n_items = block.stop - block.start
+        out = own.new_empty(n_items, n_heads * width)
+        scratch = torch.empty((width + n_keys + 1) * self.tile)
+        tensors = (query, own, own_lse, keys, values, out)
+        sizes = (block.start, n_items, n_all, query.shape[2], n_heads, n_keys, keys.shape[1], width)
+        function = self._functions[own.dtype]
+        assert function is not None
+        function(*map(_address, tensors), *map(ctypes.c_long, sizes), _address(scratch))
+        return out
+
+    def quantize(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 (R, n) -> uint8 (R, n), float32 (R,): states = scale * (byte - 128) to within half a scale."""
+        rows = states.contiguous()
+        n_rows, n = rows.shape
+        quantized, scales = torch.empty(n_rows, n, dtype=torch.uint8), torch.empty(n_rows)
+        self._library.quantize(*map(_address, (rows, quantized, scales)), ctypes.c_long(n_rows), ctypes.c_long(n))
+        return quantized, scales
+
+    def rescale(self, product: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
+        """product (R, n) * scales (R,) + bias (n,), float32, in place."""
+        n_rows, n = product.shape
+        self._library.rescale(*map(_address, (product, scales, bias)), ctypes.c_long(n_rows), ctypes.c_long(n))
+        return product
+
+    def _padded(self, n_items: int) -> int:
+        return n_items + -n_items % self.tile
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
