@@ -224,6 +224,61 @@ void attend_fp32(ARGUMENTS) { attend(NAMES, 0); }
 void attend_bf16(ARGUMENTS) { attend(NAMES, 1); }
 #endif
 
+/* A segment's attention to itself: every token of n to all of them. query, key, value, out: [n][H * E]. scratch:
+   3 * E * rows + (n + 1) * TILE + 2 * E * TILE floats, with rows = n up to the next multiple of 8. */
+INLINE void attend_self(const char *query, const char *key, const char *value, char *out, long n, long n_heads,
+                        long width, float *scratch, const int is_bf16)
+{
+    const int each = is_bf16 ? 2 : 1, size = is_bf16 ? 2 : 4;
+    const long n_rows = (n + 7) / 8 * 8, line = n_heads * width * size, words = width / each;
+    vec nothing[2] = {splat(-__builtin_inff()), splat(-__builtin_inff())}, own_weight[2], part[LANES];
+    float *keys = scratch, *values = keys + words * n_rows, *tokens = values + width * n_rows / each;
+    float *attended = tokens + words * TILE, *weights = attended + width * TILE;
+    for (long h = 0; h < n_heads; h++, query += width * size, key += width * size, value += width * size, out += width * size) {
+        __builtin_memset(keys, 0, 4 * (words + width / each) * n_rows);
+        for (long p = 0; p < n; p++) {
+            __builtin_memcpy(keys + p * words, key + p * line, width * size);
+            for (long e = 0; e < width; e++) /* becomes a column */
+                if (is_bf16) ((uint16_t *)values)[e * n_rows + p] = ((const uint16_t *)(value + p * line))[e];
+                else values[e * n_rows + p] = ((const float *)(value + p * line))[e];
+        }
+        for (long t = 0; t < n; t += TILE) {
+            for (long w = 0; w < words; w += LANES)
+                for (int i = 0; i < 2; i++) {
+                    for (long r = 0; r < LANES; r++) {
+                        long token = t + i * LANES + r;
+                        part[r] = token < n ? ((const vec *)(query + token * line))[w / LANES] : (vec){};
+                    }
+                    transpose(part);
+                    for (long r = 0; r < LANES && w + r < words; r++) ((vec *)(tokens + (w + r) * TILE))[i] = part[r];
+                }
+            attend_tile(tokens, TILE, (float *)nothing, keys, values, n, n_rows, width, weights, own_weight,
+                        (vec(*)[2])attended, is_bf16);
+            for (long e = 0; e < width; e += LANES)
+                for (int i = 0; i < 2; i++) {
+                    for (int r = 0; r < LANES; r++) part[r] = ((vec(*)[2])attended)[e + r][i];
+                    transpose(part);
+                    for (long r = 0; r < LANES && t + i * LANES + r < n; r++)
+                        store(out + (t + i * LANES + r) * line + e * size, part[r], is_bf16);
+                }
+        }
+    }
+}
+
+void attend_self_fp32(const char *query, const char *key, const char *value, char *out, long n, long n_heads,
+                      long width, float *scratch)
+{
+    attend_self(query, key, value, out, n, n_heads, width, scratch, 0);
+}
+
+#if defined(__AVX512BF16__)
+void attend_self_bf16(const char *query, const char *key, const char *value, char *out, long n, long n_heads,
+                      long width, float *scratch)
+{
+    attend_self(query, key, value, out, n, n_heads, width, scratch, 1);
+}
+#endif
+
 /* Rows of floats to bytes of their own scale: x = scale * (byte - 128) to within scale / 2. n is a multiple of LANES. */
 void quantize(const float *from, uint8_t *to, float *scales, long n_rows, long n)
 {

@@ -35,6 +35,8 @@ _COMMON = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC")
 _WIDTH = 16  # numbers of a head: a multiple of it
 _SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
 
+_OWN_SYMBOLS = {torch.float32: "attend_self_fp32", torch.bfloat16: "attend_self_bf16"}
+
 
 @dataclass(frozen=True)
 class Built:
@@ -103,11 +105,16 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._functions = {dtype: getattr(library, name, None) for dtype, name in _SYMBOLS.items()}
+        self._own_functions = {dtype: getattr(library, name, None) for dtype, name in _OWN_SYMBOLS.items()}
         self.tile = int(library.tile())
 
     def fits(self, dtype: torch.dtype, width: int) -> bool:
         """Whether the kernel multiplies this dtype here, with heads of this width."""
         return self._functions.get(dtype) is not None and width % _WIDTH == 0
+
+    def fits_self(self, dtype: torch.dtype, width: int) -> bool:
+        """As `fits`, for `attend_self`: it reads whole vectors of a row."""
+        return self._own_functions.get(dtype) is not None and width % (_WIDTH * 4 // dtype.itemsize) == 0
 
     def pack_query(self, query: Tensor) -> Tensor:
         """(H, N, E), scaled -> (H, E / 2, N', 2) in bf16, (H, E, N', 1) in fp32; N' is the next multiple of a tile."""
@@ -149,6 +156,17 @@ class Kernel:
         function = self._functions[own.dtype]
         assert function is not None
         function(*map(_address, tensors), *map(ctypes.c_long, sizes), _address(scratch))
+        return out
+
+    def attend_self(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of one segment to itself: query, scaled, key and value (n, H, E), contiguous -> (n, H * E)."""
+        n, n_heads, width = query.shape
+        out = query.new_empty(n, n_heads * width)
+        rows = n + -n % 8
+        scratch = torch.empty(3 * width * rows + (n + 1 + 2 * width) * self.tile)
+        function = self._own_functions[query.dtype]
+        sizes = map(ctypes.c_long, (n, n_heads, width))
+        function(*map(_address, (query, key, value, out)), *sizes, _address(scratch))
         return out
 
     def quantize(self, states: Tensor) -> tuple[Tensor, Tensor]:

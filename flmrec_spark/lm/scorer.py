@@ -190,9 +190,7 @@ class Scorer:
 
 def _kernel_for_int8(kernel: Kernel | None, device: str) -> Kernel:
     if kernel is None or device != "cpu":
-        raise EnvironmentFault(
-            f"score.precision: got int8 on {device}, expected a CPU and a C compiler"
-        )
+        raise EnvironmentFault(f"score.precision: got int8 on {device}, expected a CPU and a C compiler")
     return kernel
 
 

@@ -91,6 +91,18 @@ def test_an_item_without_a_part_of_its_own_attends_to_the_user_alone(kernel):
     torch.testing.assert_close(found, alone.transpose(0, 1).flatten(1), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("n", [1, 7, 32, 65, 100])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_a_segment_attends_to_itself_as_in_torch(kernel, n, dtype, close):
+    if not kernel.fits_self(dtype, 32):
+        pytest.skip("no bf16 instructions at this level")
+    random = torch.Generator().manual_seed(n)
+    query, key, value = (torch.randn(n, 3, 32, generator=random).to(dtype) for _ in range(3))
+    heads_first = [states.float().transpose(0, 1) for states in (query, key, value)]
+    expected = nn.functional.scaled_dot_product_attention(*heads_first, scale=1.0).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(kernel.attend_self(query, key, value).float(), expected, rtol=close, atol=close)
+
+
 def test_large_logits_neither_overflow_nor_vanish(kernel):
     query, own, own_lse, keys, values = drawn(1, 3, 4, 16)
     found = run(kernel, query * 200, own, own_lse, keys, values)
@@ -101,6 +113,8 @@ def test_a_width_that_vectors_do_not_divide_does_not_fit(kernel):
     assert kernel.fits(torch.float32, 32)
     assert not kernel.fits(torch.float32, 24)
     assert not kernel.fits(torch.float64, 32)
+    assert kernel.fits_self(torch.float32, 16)
+    assert not kernel.fits_self(torch.bfloat16, 16)
 
 
 @settings(max_examples=30, deadline=None)
