@@ -165,6 +165,7 @@ class Kernel:
         rows = n + -n % 8
         scratch = torch.empty(3 * width * rows + (n + 1 + 2 * width) * self.tile)
         function = self._own_functions[query.dtype]
+        assert function is not None
         sizes = map(ctypes.c_long, (n, n_heads, width))
         function(*map(_address, (query, key, value, out)), *sizes, _address(scratch))
         return out
