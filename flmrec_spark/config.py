@@ -25,11 +25,13 @@ from flmrec_spark.sections import (
     ModelConfig,
     PrepareConfig,
     PromptsConfig,
+    Range,
     ScoreConfig,
     Section,
     Source,
     SplitConfig,
     TablesConfig,
+    TuneConfig,
 )
 
 __all__ = [
@@ -40,11 +42,13 @@ __all__ = [
     "ModelConfig",
     "PrepareConfig",
     "PromptsConfig",
+    "Range",
     "ScoreConfig",
     "Section",
     "Source",
     "SplitConfig",
     "TablesConfig",
+    "TuneConfig",
     "known_keys",
     "load_config",
 ]
@@ -88,6 +92,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     score: ScoreConfig = ScoreConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:

@@ -56,7 +56,7 @@ def write_config(folder: Path, **sections: dict[str, object]) -> Path:
         "evaluate": {"k": [1, 3], "bootstrap": 20},
     }
     for name, section in sections.items():
-        values[name] = {**values[name], **section}
+        values[name] = {**values.get(name, {}), **section}
     config = folder / "config.yaml"
     text = yaml.safe_dump({**values, "checkpoint": str(folder / "checkpoint")}, allow_unicode=True)
     config.write_text(text, encoding="utf-8")

@@ -18,15 +18,8 @@ from flmrec_spark.lm.precision import DTYPES, gemm_flops
 
 def describe(device: str) -> dict[str, Any]:
     """Hardware, versions and the measured GEMM peak of each precision in GFLOP/s."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "versions": {
@@ -38,6 +31,13 @@ def describe(device: str) -> dict[str, Any]:
             name: round(gemm_flops(dtype, device=device, seconds=0.5) / 1e9) for name, dtype in DTYPES.items()
         },
     }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
