@@ -138,10 +138,11 @@ INLINE void store(void *to, vec x, const int is_bf16)
     *(vec *)to = x;
 }
 
-/* One head of TILE items. Words are floats, or two bf16 that lie side by side along the depth of a product. */
+/* One head of TILE queries. Words are floats, or two bf16 that lie side by side along the depth of a product. `mask`
+   is added to the logits of the keys from n_free on. */
 INLINE void attend_tile(const float *query, long stride, const float *own_lse, const float *keys, const float *values,
-                        long n_keys, long n_rows, long width, float *weights, vec own_weight[2],
-                        vec (*attended)[2], const int is_bf16)
+                        long n_keys, long n_rows, long width, const vec (*mask)[2], long n_free, float *weights,
+                        vec own_weight[2], vec (*attended)[2], const int is_bf16)
 {
     const int each = is_bf16 ? 2 : 1; /* numbers in a word */
     vec top[2], lse[2], total[2] = {}, sum[ROWS][2];
@@ -151,8 +152,9 @@ INLINE void attend_tile(const float *query, long stride, const float *own_lse, c
         int n = n_keys - p < ROWS ? n_keys - p : ROWS;
         for (int r = 0; r < n; r++)
             for (int i = 0; i < 2; i++) {
-                ((vec *)(weights + (p + r) * TILE))[i] = sum[r][i];
-                top[i] = larger(top[i], sum[r][i]);
+                vec logit = p + r < n_free ? sum[r][i] : sum[r][i] + mask[p + r - n_free][i];
+                ((vec *)(weights + (p + r) * TILE))[i] = logit;
+                top[i] = larger(top[i], logit);
             }
     }
     if (n_keys % each) /* the missing half of the last word weighs nothing */
@@ -193,7 +195,7 @@ INLINE void attend(const float *query, const char *own, const float *own_lse, co
             vec own_weight[2], part[LANES];
             attend_tile(query + h * width / each * n_padded + first + t, n_padded, own_lse + h * n_padded + first + t,
                         keys + h * n_rows * width / each, values + h * width * n_rows / each, n_keys, n_rows, width,
-                        weights, own_weight, attended, is_bf16);
+                        0, n_keys, weights, own_weight, attended, is_bf16);
             for (long e = 0; e < width; e += LANES)
                 for (int i = 0; i < 2; i++) {
                     for (int r = 0; r < LANES; r++) part[r] = attended[e + r][i];
@@ -224,59 +226,96 @@ void attend_fp32(ARGUMENTS) { attend(NAMES, 0); }
 void attend_bf16(ARGUMENTS) { attend(NAMES, 1); }
 #endif
 
-/* A segment's attention to itself: every token of n to all of them. query, key, value, out: [n][H * E]. scratch:
-   3 * E * rows + (n + 1) * TILE + 2 * E * TILE floats, with rows = n up to the next multiple of 8. */
-INLINE void attend_self(const char *query, const char *key, const char *value, char *out, long n, long n_heads,
-                        long width, float *scratch, const int is_bf16)
+/* Which of a tile's queries see a key: those of the same segment, and in a causal one those at the key or behind it. */
+INLINE void mask_key(vec mask[2], long first, long n_tokens, long key, int length, int is_causal)
 {
-    const int each = is_bf16 ? 2 : 1, size = is_bf16 ? 2 : 4;
-    const long n_rows = (n + 7) / 8 * 8, line = n_heads * width * size, words = width / each;
-    vec nothing[2] = {splat(-__builtin_inff()), splat(-__builtin_inff())}, own_weight[2], part[LANES];
-    float *keys = scratch, *values = keys + words * n_rows, *tokens = values + width * n_rows / each;
-    float *attended = tokens + words * TILE, *weights = attended + width * TILE;
-    for (long h = 0; h < n_heads; h++, query += width * size, key += width * size, value += width * size, out += width * size) {
-        __builtin_memset(keys, 0, 4 * (words + width / each) * n_rows);
-        for (long p = 0; p < n; p++) {
-            __builtin_memcpy(keys + p * words, key + p * line, width * size);
-            for (long e = 0; e < width; e++) /* becomes a column */
-                if (is_bf16) ((uint16_t *)values)[e * n_rows + p] = ((const uint16_t *)(value + p * line))[e];
-                else values[e * n_rows + p] = ((const float *)(value + p * line))[e];
+    for (int i = 0; i < 2; i++)
+        for (int lane = 0; lane < LANES; lane++) {
+            long token = first + i * LANES + lane;
+            int sees = token / n_tokens == key / n_tokens && key % n_tokens < length;
+            mask[i][lane] = sees && (!is_causal || token >= key) ? 0.0f : -1e30f;
         }
+}
+
+/* Every token of n_segments to its own segment and, with n_user > 0, to the user's keys. */
+INLINE void attend_segments(const char *query, const char *key, const char *value, const int32_t *lengths,
+                            const char *user_keys, const char *user_values, char *out, long n_segments, long n_tokens,
+                            long n_user, long n_user_rows, long n_heads, long n_shared, long width, long is_causal,
+                            char *scratch, const int is_bf16)
+{
+    const int size = is_bf16 ? 2 : 4;
+    const long at_once = n_tokens < TILE ? TILE / n_tokens : 1, n_own = at_once * n_tokens, n_keys = n_user + n_own;
+    const long n_rows = (n_keys + 7) / 8 * 8, words = width * size / 4, n_kept = n_heads / n_shared;
+    const long line = n_heads * width * size, key_line = n_kept * width * size;
+    vec nothing[2] = {splat(-__builtin_inff()), splat(-__builtin_inff())}, own_weight[2], part[LANES];
+    char *keys = scratch, *values = keys + n_kept * n_rows * width * size;
+    vec(*mask)[2] = (vec(*)[2])(values + n_kept * n_rows * width * size), (*attended)[2] = mask + n_own;
+    float *tokens = (float *)(attended + width), *weights = tokens + words * TILE;
+
+    __builtin_memset(keys, 0, 2 * n_kept * n_rows * width * size);
+    for (long h = 0; n_user && h < n_kept; h++) {
+        __builtin_memcpy(keys + h * n_rows * width * size, user_keys + h * n_user_rows * width * size,
+                         n_user * width * size);
+        for (long e = h * width; e < (h + 1) * width; e++)
+            __builtin_memcpy(values + e * n_rows * size, user_values + e * n_user_rows * size, n_user * size);
+    }
+    for (long first = 0; first < n_segments; first += at_once) {
+        const long n = (n_segments - first < at_once ? n_segments - first : at_once) * n_tokens, start = first * n_tokens;
+        for (long h = 0; h < n_kept; h++)
+            for (long p = 0; p < n; p++) {
+                const char *from = value + (start + p) * key_line + h * width * size;
+                __builtin_memcpy(keys + (h * n_rows + n_user + p) * width * size,
+                                 key + (start + p) * key_line + h * width * size, width * size);
+                for (long e = 0; e < width; e++) { /* becomes a column */
+                    long to = (h * width + e) * n_rows + n_user + p;
+                    if (is_bf16) ((uint16_t *)values)[to] = ((const uint16_t *)from)[e];
+                    else ((float *)values)[to] = ((const float *)from)[e];
+                }
+            }
         for (long t = 0; t < n; t += TILE) {
-            for (long w = 0; w < words; w += LANES)
-                for (int i = 0; i < 2; i++) {
-                    for (long r = 0; r < LANES; r++) {
-                        long token = t + i * LANES + r;
-                        part[r] = token < n ? ((const vec *)(query + token * line))[w / LANES] : (vec){};
+            for (long p = 0; p < n; p++) mask_key(mask[p], t, n_tokens, p, lengths[first + p / n_tokens], is_causal);
+            for (long h = 0; h < n_heads; h++) {
+                for (long w = 0; w < words; w += LANES)
+                    for (int i = 0; i < 2; i++) {
+                        for (long r = 0; r < LANES; r++) {
+                            long token = t + i * LANES + r;
+                            const char *from = query + (start + token) * line + h * width * size;
+                            part[r] = token < n ? ((const vec *)from)[w / LANES] : (vec){};
+                        }
+                        transpose(part);
+                        for (long r = 0; r < LANES && w + r < words; r++)
+                            ((vec *)(tokens + (w + r) * TILE))[i] = part[r];
                     }
-                    transpose(part);
-                    for (long r = 0; r < LANES && w + r < words; r++) ((vec *)(tokens + (w + r) * TILE))[i] = part[r];
-                }
-            attend_tile(tokens, TILE, (float *)nothing, keys, values, n, n_rows, width, weights, own_weight,
-                        (vec(*)[2])attended, is_bf16);
-            for (long e = 0; e < width; e += LANES)
-                for (int i = 0; i < 2; i++) {
-                    for (int r = 0; r < LANES; r++) part[r] = ((vec(*)[2])attended)[e + r][i];
-                    transpose(part);
-                    for (long r = 0; r < LANES && t + i * LANES + r < n; r++)
-                        store(out + (t + i * LANES + r) * line + e * size, part[r], is_bf16);
-                }
+                long kept = h / n_shared * n_rows * width * size;
+                attend_tile(tokens, TILE, (float *)nothing, (float *)(keys + kept), (float *)(values + kept), n_user + n,
+                            n_rows, width, (const vec(*)[2])mask, n_user, weights, own_weight, attended, is_bf16);
+                for (long e = 0; e < width; e += LANES)
+                    for (int i = 0; i < 2; i++) {
+                        for (int r = 0; r < LANES; r++) part[r] = attended[e + r][i];
+                        transpose(part);
+                        for (long r = 0; r < LANES && t + i * LANES + r < n; r++)
+                            store(out + (start + t + i * LANES + r) * line + (h * width + e) * size, part[r], is_bf16);
+                    }
+            }
         }
     }
 }
 
-void attend_self_fp32(const char *query, const char *key, const char *value, char *out, long n, long n_heads,
-                      long width, float *scratch)
-{
-    attend_self(query, key, value, out, n, n_heads, width, scratch, 0);
-}
+#define SEGMENTS                                                                                                       \
+    const char *query, const char *key, const char *value, const int32_t *lengths, const char *user_keys,              \
+        const char *user_values, char *out, long n_segments, long n_tokens, long n_user, long n_user_rows,             \
+        long n_heads, long n_shared, long width, long is_causal, char *scratch
+#define SEGMENT_NAMES                                                                                                  \
+    query, key, value, lengths, user_keys, user_values, out, n_segments, n_tokens, n_user, n_user_rows, n_heads,       \
+        n_shared, width, is_causal, scratch
+
+/* query, out: [n_segments][n_tokens][H * E], scaled; key, value: [n_segments][n_tokens][H / n_shared * E]; lengths, each
+   >= 1, say how many of a segment's keys are real; user_keys and user_values as `attend` takes them, of H / n_shared
+   heads. E * size of a number is a multiple of 64. scratch: see native.py. */
+void attend_segments_fp32(SEGMENTS) { attend_segments(SEGMENT_NAMES, 0); }
 
 #if defined(__AVX512BF16__)
-void attend_self_bf16(const char *query, const char *key, const char *value, char *out, long n, long n_heads,
-                      long width, float *scratch)
-{
-    attend_self(query, key, value, out, n, n_heads, width, scratch, 1);
-}
+void attend_segments_bf16(SEGMENTS) { attend_segments(SEGMENT_NAMES, 1); }
 #endif
 
 /* Rows of floats to bytes of their own scale: x = scale * (byte - 128) to within scale / 2. n is a multiple of LANES. */

@@ -35,7 +35,7 @@ _COMMON = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC")
 _WIDTH = 16  # numbers of a head: a multiple of it
 _SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
 
-_OWN_SYMBOLS = {torch.float32: "attend_self_fp32", torch.bfloat16: "attend_self_bf16"}
+_SEGMENT_SYMBOLS = {torch.float32: "attend_segments_fp32", torch.bfloat16: "attend_segments_bf16"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._functions = {dtype: getattr(library, name, None) for dtype, name in _SYMBOLS.items()}
-        self._own_functions = {dtype: getattr(library, name, None) for dtype, name in _OWN_SYMBOLS.items()}
+        self._segment_functions = {dtype: getattr(library, name, None) for dtype, name in _SEGMENT_SYMBOLS.items()}
         self.tile = int(library.tile())
 
     def fits(self, dtype: torch.dtype, width: int) -> bool:
@@ -113,8 +113,8 @@ class Kernel:
         return self._functions.get(dtype) is not None and width % _WIDTH == 0
 
     def fits_self(self, dtype: torch.dtype, width: int) -> bool:
-        """As `fits`, for `attend_self`: it reads whole vectors of a row."""
-        return self._own_functions.get(dtype) is not None and width % (_WIDTH * 4 // dtype.itemsize) == 0
+        """As `fits`, for `attend_segments`: it reads whole vectors of a row."""
+        return self._segment_functions.get(dtype) is not None and width % (_WIDTH * 4 // dtype.itemsize) == 0
 
     def pack_query(self, query: Tensor) -> Tensor:
         """(H, N, E), scaled -> (H, E / 2, N', 2) in bf16, (H, E, N', 1) in fp32; N' is the next multiple of a tile."""
@@ -158,16 +158,38 @@ class Kernel:
         function(*map(_address, tensors), *map(ctypes.c_long, sizes), _address(scratch))
         return out
 
-    def attend_self(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of one segment to itself: query, scaled, key and value (n, H, E), contiguous -> (n, H * E)."""
-        n, n_heads, width = query.shape
-        out = query.new_empty(n, n_heads * width)
-        rows = n + -n % 8
-        scratch = torch.empty(3 * width * rows + (n + 1 + 2 * width) * self.tile)
-        function = self._own_functions[query.dtype]
+    def attend_segments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lengths: Tensor,
+        *,
+        user: tuple[Tensor, Tensor, int] | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attention of every token of N segments to its own segment and to the user: (N, S, H * E).
+
+        Args:
+          query: scaled, (N, S, H, E), contiguous.
+          key, value: (N, S, K, E), contiguous; H / K heads of the query share one of theirs.
+          lengths: (N,), real tokens of each segment, >= 1; the rest are no keys.
+          user: as `pack_user` gives it, of K heads.
+          is_causal: a token sees those before it, and all of the user's.
+        """
+        n_segments, n_tokens, n_heads, width = query.shape
+        n_kept = key.shape[2]
+        keys, values, n_user = user or (query, query, 0)
+        n_own = n_tokens * max(1, self.tile // n_tokens)
+        n_rows = n_user + n_own + 8
+        n_bytes = 2 * n_kept * n_rows * width * query.itemsize + 4 * self.tile * (n_own + 2 * width + n_rows)
+        scratch = torch.empty(n_bytes, dtype=torch.uint8)
+        out = query.new_empty(n_segments, n_tokens, n_heads * width)
+        tensors = (query, key, value, lengths.to(torch.int32), keys, values, out)
+        sizes = (n_segments, n_tokens, n_user, keys.shape[1], n_heads, n_heads // n_kept, width, int(is_causal))
+        function = self._segment_functions[query.dtype]
         assert function is not None
-        sizes = map(ctypes.c_long, (n, n_heads, width))
-        function(*map(_address, (query, key, value, out)), *sizes, _address(scratch))
+        function(*map(_address, tensors), *map(ctypes.c_long, sizes), _address(scratch))
         return out
 
     def quantize(self, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,16 +91,49 @@ def test_an_item_without_a_part_of_its_own_attends_to_the_user_alone(kernel):
     torch.testing.assert_close(found, alone.transpose(0, 1).flatten(1), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("n", [1, 7, 32, 65, 100])
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
-def test_a_segment_attends_to_itself_as_in_torch(kernel, n, dtype, close):
+def segments_in_torch(query, key, value, lengths, user, is_causal):
+    """The definition: one masked softmax over the user's keys and the segment's own."""
+    n_segments, n_tokens, n_heads, _ = query.shape
+    heads = [states.float().repeat_interleave(n_heads // states.shape[2], 2).transpose(1, 2) for states in (key, value)]
+    places = torch.arange(n_tokens)
+    sees = (places < lengths[:, None])[:, None, None, :].expand(-1, 1, n_tokens, -1)
+    if is_causal:
+        sees = sees & (places <= places[:, None])
+    if user is not None:
+        shared = [states.float().repeat_interleave(n_heads // len(states), 0)[None] for states in user]
+        heads = [
+            torch.cat([more.expand(n_segments, -1, -1, -1), own], 2) for more, own in zip(shared, heads, strict=True)
+        ]
+        sees = torch.cat([sees.new_ones(n_segments, 1, n_tokens, user[0].shape[1]), sees], -1)
+    found = nn.functional.scaled_dot_product_attention(
+        query.float().transpose(1, 2), heads[0], heads[1], attn_mask=sees, scale=1.0
+    )
+    return found.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (1, 100, 3, 3), (5, 12, 4, 2), (7, 3, 4, 1), (3, 33, 2, 2), (2, 32, 2, 1)]
+)
+@pytest.mark.parametrize("n_user", [0, 1, 9])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 3e-6), (torch.bfloat16, 3e-2)])
+def test_segments_attend_to_themselves_and_to_the_user_as_in_torch(kernel, shape, n_user, is_causal, dtype, close):
     if not kernel.fits_self(dtype, 32):
         pytest.skip("no bf16 instructions at this level")
-    random = torch.Generator().manual_seed(n)
-    query, key, value = (torch.randn(n, 3, 32, generator=random).to(dtype) for _ in range(3))
-    heads_first = [states.float().transpose(0, 1) for states in (query, key, value)]
-    expected = nn.functional.scaled_dot_product_attention(*heads_first, scale=1.0).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(kernel.attend_self(query, key, value).float(), expected, rtol=close, atol=close)
+    n_segments, n_tokens, n_heads, n_kept = shape
+    random = torch.Generator().manual_seed(n_tokens)
+
+    def normal(*size):
+        return torch.randn(size, generator=random).to(dtype)
+
+    query = normal(n_segments, n_tokens, n_heads, 32) / 8
+    key, value = normal(n_segments, n_tokens, n_kept, 32), normal(n_segments, n_tokens, n_kept, 32)
+    user = (normal(n_kept, n_user, 32), normal(n_kept, n_user, 32)) if n_user else None
+    lengths = torch.randint(1, n_tokens + 1, (n_segments,), generator=random)
+    expected = segments_in_torch(query, key, value, lengths, user, is_causal)
+    packed = None if user is None else kernel.pack_user(*user)
+    found = kernel.attend_segments(query, key, value, lengths, user=packed, is_causal=is_causal)
+    torch.testing.assert_close(found.float(), expected, rtol=close, atol=close)
 
 
 def test_large_logits_neither_overflow_nor_vanish(kernel):
