@@ -130,7 +130,9 @@ class Segmenter:
         texts = list(texts)
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        # A title "[SEP]" is text as any other: only this module places special tokens.
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        ids: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
         return ids
 
 

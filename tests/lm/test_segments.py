@@ -173,3 +173,12 @@ def test_a_tokenizer_without_marks_is_refused():
     tokenizer.cls_token = None
     with pytest.raises(CheckpointError, match="tokenizer: got none of cls_token_id, bos_token_id"):
         Segmenter(tokenizer, load_template("en"), user_tokens=8, item_tokens=8, history_length=1)
+
+
+@pytest.mark.parametrize("mark", ["[SEP]", "[CLS]", "[PAD]", "[MASK]"])
+def test_the_name_of_a_special_token_in_a_title_is_text(mark):
+    made = segmenter(item_tokens=20)
+    (ids,) = made.items([{"item_id": "1", "title": f"a {mark} b"}])
+    special = set(TOKENIZER.all_special_ids) - {TOKENIZER.unk_token_id}
+    assert [place for place, token in enumerate(ids) if token in special] == [0, len(ids) - 1]
+    assert set(made.user({}, [liked(mark)]).ids[1:-1]).isdisjoint(special)
