@@ -5,7 +5,7 @@ Lists are a matrix: `hits[u, j]` says whether the item at rank j + 1 of user u's
 missing list is padded with False, so a user without a list counts as zero.
 
 Users without a relevant item are left out of the list metrics, and users without both labels out of UAUC.
-Every metric but coverage is there as a Statistic too, to be weighted by user (see `bootstrap`).
+Every metric is there as a Statistic too, to be weighted by user (see `bootstrap`).
 
 Shapes: R rows, U users, K list length, B resamples.
 """
@@ -21,8 +21,9 @@ from flmrec_spark.errors import InputError
 
 THRESHOLD = 0.5  # predicted liked: probability >= this
 CALIBRATION_BINS = 10
-LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
-POINTWISE = ("auc", "uauc", "accuracy", "precision", "recall", "f1", "log_loss", "calibration_error")
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "calibration_error"})
+POINTWISE = ("auc", "uauc", "accuracy", "precision", "recall", "f1", "log_loss", "brier", "calibration_error")
+CALIBRATION = ("calibration_predicted", "calibration_liked", "calibration_rows")
 
 
 def auc(labels: Array, scores: Array) -> float:
@@ -102,8 +103,28 @@ def pointwise(
         "recall": ratio(hit, true),
         "f1": ratio(2 * hit, positive + true),
         "log_loss": ratio(_user_sums(users, _row_log_loss(labels, probabilities), n_users), rows),
+        "brier": ratio(_user_sums(users, (liked - probabilities.astype(np.float64)) ** 2, n_users), rows),
         "calibration_error": _calibration_statistic(users, labels, probabilities, n_users=n_users),
     }
+
+
+def calibration_curve(
+    users: Array, labels: Array, probabilities: Array, *, n_users: int
+) -> dict[tuple[str, int], Statistic]:
+    """The reliability diagram behind `calibration_error`: (metric of CALIBRATION, bin 1 .. 10) -> Statistic.
+
+    In each bin the mean probability, the share of liked rows, and the bin's share of all rows.
+    """
+    _expect_probabilities(labels, probabilities)
+    bins, liked = _bins(probabilities), labels.astype(bool)
+    rows = _user_sums(users, np.ones(len(users)), n_users)
+    found: dict[tuple[str, int], Statistic] = {}
+    for number in range(CALIBRATION_BINS):
+        own = bins == number
+        count, predicted, hit = (_user_sums(users, own * each, n_users) for each in (own, probabilities, liked))
+        statistics = ratio(predicted, count), ratio(hit, count), ratio(count, rows)
+        found |= {(name, number + 1): one for name, one in zip(CALIBRATION, statistics, strict=True)}
+    return found
 
 
 def precision(hits: Array, n_relevant: Array, *, k: int) -> Floats:
@@ -154,11 +175,6 @@ LIST_METRICS: Mapping[str, Callable[..., Floats]] = {
 }
 
 
-def coverage(n_listed: int, n_items: int) -> float:
-    """Distinct items that stand in some list / items of the catalogue."""
-    return n_listed / n_items if n_items else float("nan")
-
-
 def _auc_statistic(users: Array, labels: Array, scores: Array) -> Statistic:
     # Sorted once: a resample then costs one pass over the disliked rows and one over the liked.
     _expect_rows(labels, scores)
@@ -179,12 +195,16 @@ def _auc_statistic(users: Array, labels: Array, scores: Array) -> Statistic:
 
 def _calibration_statistic(users: Array, labels: Array, probabilities: Array, *, n_users: int) -> Statistic:
     _expect_probabilities(labels, probabilities)
-    bins = np.minimum((probabilities * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    bins = _bins(probabilities)
     gap = labels.astype(np.float64) - probabilities
     gaps = _user_sums(users * CALIBRATION_BINS + bins, gap, n_users * CALIBRATION_BINS)
     by_bin = gaps.reshape(n_users, CALIBRATION_BINS)
     rows = _user_sums(users, np.ones(len(users)), n_users)
     return lambda weights: divide(np.abs(weights @ by_bin).sum(axis=1), weights @ rows)
+
+
+def _bins(probabilities: Array) -> Array:
+    return np.minimum((probabilities * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
 
 def _row_log_loss(labels: Array, probabilities: Array) -> Floats:

@@ -53,10 +53,14 @@ class TablesConfig(Section):
 
 
 class SplitConfig(Section):
-    by: Literal["user_time", "global_time", "leave_last_out", "random", "column"] = "user_time"
-    valid_share: Share = Field(0.1, description="share of the rows, between train and test")
-    test_share: Share = Field(0.1, description="share of the rows, the last ones")
-    seed: int = Field(1, description="for `random`, and for the order of rows that carry no timestamp")
+    by: Literal["user_time", "global_time", "leave_last_out", "random", "cold_users", "cold_items", "column"] = (
+        "user_time"
+    )
+    valid_share: Share = Field(0.1, description="share of the rows between train and test, or of the users or items")
+    test_share: Share = Field(0.1, description="share of the rows, the last ones, or of the users or items")
+    seed: int = Field(
+        1, description="for `random` and the cold splits, and for the order of rows that carry no timestamp"
+    )
 
     @model_validator(mode="after")
     def _room_for_train(self) -> SplitConfig:
@@ -177,8 +181,12 @@ class EvaluateConfig(Section):
     split: Literal["valid", "test"] = "test"
     k: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [5, 10, 20], description="cut-offs")
     max_users: Count = Field(100_000, description="held-out users measured, drawn by seed when there are more")
+    against: str = Field("item_mean", description="baseline that every other model's paired difference is taken to")
     bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="resamples of users for 95 % intervals; 0: none")
     seed: int = 1
+    report_users: Annotated[int, Field(ge=0)] = Field(
+        3, description="users whose history and list the report shows; histories are personal: 0 shows none"
+    )
 
 
 class Range(Section):

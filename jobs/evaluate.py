@@ -12,10 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import reduce
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
@@ -24,11 +23,14 @@ from pyspark.sql import types as T
 from rich.console import Console
 
 from flmrec_spark import columns as c
-from flmrec_spark.errors import InputError
+from flmrec_spark.bootstrap import Array
+from flmrec_spark.config import EvaluateConfig
+from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.job import Job, run
-from flmrec_spark.report import WIDTH, report
+from flmrec_spark.report.console import WIDTH, report
 from flmrec_spark.ship import ship
 from flmrec_spark.stages import baselines, evaluation
+from flmrec_spark.stages.measurements import Answers, Measurement, measure
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts
 from flmrec_spark.tables import schemas
@@ -60,6 +62,7 @@ def evaluate(job: Job) -> None:
     config = job.config.evaluate
     for name in ("interactions", "items", "users"):
         job.inputs[name] = str(job.tables.version(name))
+    _against(config)
     with job.timed("ship"):
         items = job.tables.read("items")
         users = job.tables.read("users")
@@ -73,19 +76,19 @@ def evaluate(job: Job) -> None:
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, shipped)
         with job.timed("score lists"):
-            users, found, listed = _lists(job, inputs, shipped, kept)
+            asked, lists = _lists(job, inputs, shipped, rows)
     with job.timed("measure"):
-        measured = evaluation.measure(
-            evaluation.held_out_arrays(rows, users),
-            list(_answers(rows, users, found, listed, n=max(inputs.cutoffs))),
+        measured = measure(
+            asked.world,
+            list(_answers(rows, asked, lists, inputs.cutoffs)),
             cutoffs=inputs.cutoffs,
-            n_items=job.counts["items"],
+            against=_against(config),
             n_resamples=config.bootstrap,
             seed=config.seed,
         )
     with job.timed("write"):
         _write(job, measured)
-    title = f"{job.run_id}: {rows.num_rows:,} rows of {users.num_rows:,} users in {config.split}"
+    title = f"{job.run_id}: {rows.num_rows:,} rows of {job.counts['users']:,} users in {config.split}"
     Console(width=WIDTH).print(report(measured, models=MODELS, title=title))
 
 
@@ -138,41 +141,47 @@ def _scored_rows(job: Job, inputs: Inputs, shipped: Shipped) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in (c.USER_ID, c.ITEM_ID, c.MOMENT)])
 
 
-def _lists(job: Job, inputs: Inputs, shipped: Shipped, kept: ExitStack) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Users in a fixed order, hits, and per model how many users and items the lists hold."""
+def _lists(job: Job, inputs: Inputs, shipped: Shipped, rows: pa.Table) -> tuple[evaluation.Collected, dict[str, Array]]:
+    """What was asked, with users in a fixed order, and each model's lists as places in the catalogue."""
     n = max(inputs.cutoffs)
     lists = {FLM: scores(_spread(job, inputs.prompts), shipped, n=n).where(F.col(c.RANK) >= 1)}
     for by in sorted(set(baselines.LISTED_BY.values())):
         lists[by] = baselines.top_n(inputs.prompts, inputs.item_scores, by=by, n=n, depth=n + inputs.longest_excluded)
-    named = [
-        frame.select(F.lit(name).alias(evaluation.MODEL), c.USER_ID, c.RANK, c.ITEM_ID) for name, frame in lists.items()
-    ]
-    together = kept.enter_context(_kept(reduce(DataFrame.unionByName, named)))
-    relevant = evaluation.relevant_items(inputs.rows)
-    users = evaluation.measured_users(inputs.prompts, relevant).toArrow().sort_by(c.USER_ID)
-    found = evaluation.hits(together, relevant).toArrow()
-    listed = evaluation.listed(together, inputs.cutoffs).toArrow()
-    with_list = {row["model"]: row["users"] for row in listed.to_pylist()}.get(FLM, 0)
-    job.counts["users_without_list"] = users.num_rows - with_list
-    return users, found, listed
+    asked = evaluation.collected(
+        rows,
+        evaluation.relevant_items(inputs.rows).toArrow(),
+        evaluation.measured_users(inputs.prompts, inputs.history).toArrow().sort_by(c.USER_ID),
+        evaluation.catalogue(evaluation.catalogue_rows(job.tables.read("items"), inputs.history).toArrow()),
+    )
+    columns = (c.USER_ID, c.RANK, c.ITEM_ID)
+    found = {name: evaluation.places(frame.select(*columns).toArrow(), asked, n=n) for name, frame in lists.items()}
+    job.counts["users_without_list"] = int((found[FLM][:, 0] < 0).sum())
+    return asked, found
 
 
 def _answers(
-    rows: pa.Table, users: pa.Table, found: pa.Table, listed: pa.Table, *, n: int
-) -> Iterator[evaluation.Answers]:
-    n_listed = {row.pop("model"): row for row in listed.drop_columns("users").to_pylist()}
+    rows: pa.Table, asked: evaluation.Collected, lists: Mapping[str, Array], cutoffs: Sequence[int]
+) -> Iterator[Answers]:
     for model in MODELS:
-        said, listed_as = rows[model].to_numpy(), {FLM: FLM, **baselines.LISTED_BY}.get(model)
-        yield evaluation.Answers(
-            model=model,
-            scores=said,
-            probabilities=said if model in {FLM, *baselines.WITH_PROBABILITY} else None,
-            hits=evaluation.hit_matrix(found, users, model=listed_as, n=n) if listed_as else None,
-            n_listed={int(k): count for k, count in n_listed.get(listed_as, {}).items()},
+        listed_as = {FLM: FLM, **baselines.LISTED_BY}.get(model)
+        yield evaluation.answers(
+            asked,
+            model,
+            rows[model].to_numpy(),
+            is_probability=model in {FLM, *baselines.WITH_PROBABILITY},
+            listed=lists[listed_as] if listed_as else None,
+            expected=lists[baselines.POPULARITY],
+            cutoffs=cutoffs,
         )
 
 
-def _write(job: Job, measured: Sequence[evaluation.Measurement]) -> None:
+def _against(config: EvaluateConfig) -> str:
+    if config.against not in MODELS:
+        raise ConfigError(f"evaluate.against: got {config.against!r}, expected one of {', '.join(MODELS)}")
+    return config.against
+
+
+def _write(job: Job, measured: Sequence[Measurement]) -> None:
     schema = T.StructType([T.StructField(col.name, col.type) for col in schemas.EVALUATION.columns])
     run_of = {c.RUN_ID: job.run_id, c.SPLIT: job.config.evaluate.split}
     frame = job.spark.createDataFrame([{**asdict(row), **run_of} for row in measured], schema)
@@ -181,7 +190,8 @@ def _write(job: Job, measured: Sequence[evaluation.Measurement]) -> None:
 
 
 def _digest(job: Job) -> str:
-    made_of = json.dumps({**job.inputs, "config": job.config.digest("evaluate")}, sort_keys=True)
+    settings = job.config.evaluate.model_dump(exclude={"report_users"})
+    made_of = json.dumps({**job.inputs, "settings": settings}, sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 

@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 LAYERS = (
     ("columns",),
     ("errors",),
-    ("sections", "config", "prompts", "metrics", "bootstrap"),
+    ("sections", "config", "prompts", "metrics", "list_metrics", "bootstrap"),
     ("lm", "tables"),
     ("stages",),
     ("ship", "session", "report"),

@@ -11,6 +11,7 @@ import pytest
 import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
 
 from flmrec_spark import metrics
 from flmrec_spark.errors import InputError
@@ -72,6 +73,7 @@ def test_a_weighted_metric_is_sklearns_with_the_rows_of_a_user_repeated(world: R
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
     assert (got["precision"], got["recall"], got["f1"]) == pytest.approx((precision, recall, f1), nan_ok=True)
     assert got["log_loss"] == pytest.approx(sk.log_loss(labels, scores))
+    assert got["brier"] == pytest.approx(sk.brier_score_loss(labels, scores))
 
 
 @unhurried
@@ -127,7 +129,6 @@ def test_metrics_without_an_answer_are_nan() -> None:
     assert math.isnan(metrics.log_loss(none, none))
     assert math.isnan(metrics.calibration_error(none, none))
     assert math.isnan(metrics.ndcg_at_k(one, np.array([0.0]), one, k=3))
-    assert math.isnan(metrics.coverage(0, 0))
 
 
 def test_ndcg_of_rows_ranks_each_user_apart_and_puts_disliked_rows_of_a_tie_first() -> None:
@@ -144,6 +145,24 @@ def test_calibration_error_by_hand() -> None:
     probabilities = np.array([0.22, 0.28, 0.9, 1.0])
     # bin [.2, .3): mean label 1/2 against .25; last bin: 1 against .95; each holds half of the rows
     assert metrics.calibration_error(labels, probabilities) == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
+
+
+@unhurried
+@given(rows())
+def test_the_calibration_curve_is_sklearns_and_its_gaps_are_the_calibration_error(world: Rows) -> None:
+    users, labels, scores = world
+    curve = metrics.calibration_curve(users, labels, scores, n_users=5)
+    assert {name for name, _ in curve} == set(metrics.CALIBRATION)
+    got = {key: statistic(np.ones((1, 5)))[0] for key, statistic in curve.items()}
+    predicted, liked, share = ([got[name, number] for number in range(1, 11)] for name in metrics.CALIBRATION)
+    full = [place for place in range(10) if share[place] > 0]
+    # sklearn closes its bins on the right; just below its edges, ours open on the right are the same
+    mean_liked, mean_predicted = calibration_curve(labels, np.minimum(scores + 1e-12, 1), n_bins=10)
+    assert [predicted[place] for place in full] == pytest.approx(list(mean_predicted))
+    assert [liked[place] for place in full] == pytest.approx(list(mean_liked))
+    error = sum(share[place] * abs(predicted[place] - liked[place]) for place in full)
+    assert metrics.calibration_error(labels, scores) == pytest.approx(error)
+    assert sum(share) == pytest.approx(1)
 
 
 HITS = np.array(

@@ -1,72 +1,53 @@
-"""Held-out interactions -> how well each model knew them.
+"""Held-out interactions and the models' answers, chosen in Spark and collected as bounded arrays.
 
 Two questions, each asked of every model on the same rows and users. Pointwise: is a held-out item of the user
 liked? Top-n: do the items that the user went on to like stand high in a list made from the whole catalogue?
-The Spark part chooses rows and users and finds the hits; what it collects (`measure`) is bounded by
-evaluate.max_users. A prompt's history is frozen at the history splits, as in a nightly refresh.
+What is collected is bounded by evaluate.max_users, their held-out rows, and the catalogue. A prompt's history is
+frozen at the history splits, as in a nightly refresh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from flmrec_spark import columns as c
-from flmrec_spark import metrics
-from flmrec_spark.bootstrap import Array, Floats, Statistic, interval, mean_over_users, resamples
+from flmrec_spark import list_metrics
+from flmrec_spark.bootstrap import Array, Floats
+from flmrec_spark.stages.measurements import Answers, Key
+from flmrec_spark.stages.segments import COLD, KINDS, HeldOut, item_kinds
 from flmrec_spark.stages.user_prompts import with_candidates
 
-MODEL, IS_SEEN, N_RELEVANT = "model", "is_seen", "n_relevant"
-ALL, WARM_USERS, COLD_USERS = "all", "warm users", "cold users"
-COVERAGE = "coverage"
-
-Key = tuple[str, int]  # metric, k
+IS_SEEN, N_HISTORY, TEXT = "is_seen", "n_history", "text"
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What was held out: R rows of U users. `segments` are masks of the users."""
+class Catalogue:
+    """I items in the order of their ids."""
 
-    users: Array  # [R] 0 .. U - 1
-    labels: Array  # [R] liked
-    n_relevant: Array  # [U] liked items that a list could hold
-    segments: Mapping[str, Array]  # name -> [U]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one model said. Counts are scores without being probabilities; a model that cannot list has no hits."""
-
-    model: str
-    scores: Array  # [R]
-    probabilities: Array | None  # [R]
-    hits: Array | None  # [U, K] is the item at rank j + 1 relevant; False where there is none
-    n_listed: Mapping[int, int]  # k -> distinct items in the first k of all lists
+    ids: pa.StringArray  # [I]
+    counts: Array  # [I] interactions in the history
+    kinds: Array  # [I] see `segments`
+    features: Any  # sparse [I, T], rows of length 1 or 0: TF-IDF of title and attributes
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A row of the table `evaluation`, less run and split."""
+class Collected:
+    """What every model is asked."""
 
-    model: str
-    metric: str
-    k: int
-    segment: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n_users: int
-
-
-def difference(model: str, baseline: str) -> str:
-    """What a paired difference is called in the column `model`."""
-    return f"{model} - {baseline}"
+    world: HeldOut
+    items: Catalogue
+    user_ids: pa.ChunkedArray  # [U]
+    relevant: Array  # user * I + item of the items that a list is to find
 
 
 def draw_users(interactions: DataFrame, *, split: str, max_users: int, seed: int) -> DataFrame:
@@ -96,121 +77,111 @@ def pointwise_prompts(prompts: DataFrame, rows: DataFrame) -> DataFrame:
     return with_candidates(prompts, rows).withColumn(c.EXCLUDED, F.array().cast("array<string>"))
 
 
-def measured_users(prompts: DataFrame, relevant: DataFrame) -> DataFrame:
-    """user_id, has_history, n_relevant: one row per user."""
-    counts = relevant.groupBy(c.USER_ID).agg(F.count("*").alias(N_RELEVANT))
-    return (
-        prompts.select(c.USER_ID, (F.size(c.HISTORY) > 0).alias(c.HAS_HISTORY))
-        .join(counts, c.USER_ID, "left")
-        .na.fill({N_RELEVANT: 0})
-    )
+def measured_users(prompts: DataFrame, history: DataFrame) -> DataFrame:
+    """user_id, n_history: one row per user, also for those without history."""
+    counts = history.groupBy(c.USER_ID).agg(F.count("*").alias(N_HISTORY))
+    return prompts.select(c.USER_ID).join(counts, c.USER_ID, "left").na.fill({N_HISTORY: 0})
 
 
-def hits(lists: DataFrame, relevant: DataFrame) -> DataFrame:
-    """model, user_id, rank of every listed item that is relevant."""
-    return lists.join(relevant, [c.USER_ID, c.ITEM_ID], "inner").select(MODEL, c.USER_ID, c.RANK)
+def catalogue_rows(items: DataFrame, history: DataFrame) -> DataFrame:
+    """item_id, n_history, text: one row per item, the text being its title and attributes."""
+    counts = history.groupBy(c.ITEM_ID).agg(F.count("*").alias(N_HISTORY))
+    shown = [F.col(f"`{name}`").cast("string") for name in items.columns if name != c.ITEM_ID]
+    text = items.select(c.ITEM_ID, F.concat_ws(" ", *shown).alias(TEXT))
+    return text.join(counts, c.ITEM_ID, "left").na.fill({N_HISTORY: 0})
 
 
-def listed(lists: DataFrame, cutoffs: Sequence[int]) -> DataFrame:
-    """model, users (with a list), and for each k the distinct items in the first k of all lists, in column `k`."""
-    within = [F.count_distinct(F.when(F.col(c.RANK) <= k, F.col(c.ITEM_ID))).alias(str(k)) for k in cutoffs]
-    return lists.groupBy(MODEL).agg(F.count_distinct(c.USER_ID).alias("users"), *within)
+def catalogue(rows: pa.Table) -> Catalogue:
+    """Collected `catalogue_rows`. A word is a run of letters or digits, of any length and script."""
+    rows = rows.sort_by(c.ITEM_ID)
+    counts = rows[N_HISTORY].to_numpy()
+    texts = rows[TEXT].to_pylist()
+    words = TfidfVectorizer(token_pattern=r"\w+", dtype=np.float32)
+    try:
+        features = words.fit_transform(texts)
+    except ValueError:  # no text has a word: then no item is like another
+        features = sparse.csr_matrix((len(texts), 1), dtype=np.float32)
+    return Catalogue(rows[c.ITEM_ID].combine_chunks(), counts, item_kinds(counts), features)
 
 
-def held_out_arrays(rows: pa.Table, users: pa.Table) -> HeldOut:
-    """Collected rows (user_id, is_liked) and `measured_users` as arrays; a user's code is their place in `users`."""
-    has_history = users[c.HAS_HISTORY].to_numpy()
-    return HeldOut(
-        users=user_codes(rows, users),
-        labels=rows[c.IS_LIKED].to_numpy(),
-        n_relevant=users[N_RELEVANT].to_numpy(),
-        segments={ALL: np.ones(len(has_history), dtype=bool), WARM_USERS: has_history, COLD_USERS: ~has_history},
-    )
+def collected(rows: pa.Table, relevant: pa.Table, users: pa.Table, items: Catalogue) -> Collected:
+    """Collected rows (user_id, item_id, is_liked), `relevant_items` and `measured_users` as arrays.
 
-
-def user_codes(rows: pa.Table, users: pa.Table) -> Array:
-    codes: Array = pc.index_in(rows[c.USER_ID], value_set=users[c.USER_ID].combine_chunks()).to_numpy()
-    return codes.astype(np.int64)
-
-
-def hit_matrix(found: pa.Table, users: pa.Table, *, model: str, n: int) -> Array:
-    """Collected `hits` of one model, [U, n]."""
-    own = found.filter(pc.equal(found[MODEL], model))
-    matrix = np.zeros((users.num_rows, n), dtype=bool)
-    matrix[user_codes(own, users), own[c.RANK].to_numpy() - 1] = True
-    return matrix
-
-
-def measure(
-    world: HeldOut, answers: Sequence[Answers], *, cutoffs: Sequence[int], n_items: int, n_resamples: int, seed: int
-) -> list[Measurement]:
-    """Every metric of every model and segment, and what the first model's differ from each other's.
-
-    Intervals are over the same resamples of users throughout; coverage has none, as a resample repeats users
-    and so lists fewer items.
+    A user's code is their place in `users`. An item that is not in the catalogue counts as a cold one.
     """
-    statistics = {answer.model: _statistics(world, answer, cutoffs) for answer in answers}
-    drawn = resamples(len(world.n_relevant), n=n_resamples, seed=seed)
-    weights = np.vstack([np.ones((1, drawn.shape[1])), drawn])
-    first, *others = statistics
-    found = []
-    for segment, members in world.segments.items():
-        values = {
-            model: {key: statistic(weights * members) for key, statistic in of_model.items()}
-            for model, of_model in statistics.items()
-        }
-        for other in others:
-            shared = values[first].keys() & values[other].keys()
-            values[difference(first, other)] = {key: values[first][key] - values[other][key] for key in shared}
-        counts = {key: int((who & members).sum()) for key, who in _who_counts(world, cutoffs).items()}
-        found += [
-            _measurement(model, key, segment, of_model.get(key), n_users=n_users)
-            for model, of_model in values.items()
-            for key, n_users in counts.items()
-        ]
-    return found + list(_coverage(answers, cutoffs, n_items=n_items, n_users=len(world.n_relevant)))
-
-
-def _statistics(world: HeldOut, answer: Answers, cutoffs: Sequence[int]) -> dict[Key, Statistic]:
-    n_users = len(world.n_relevant)
-    on_rows = metrics.pointwise(
-        world.users, world.labels, answer.scores, probabilities=answer.probabilities, n_users=n_users
+    counted = np.zeros((users.num_rows, len(KINDS)), dtype=np.int64)
+    user, item = _codes(relevant[c.USER_ID], users[c.USER_ID]), _codes(relevant[c.ITEM_ID], items.ids)
+    np.add.at(counted, (user, _kinds(item, items)), 1)
+    world = HeldOut(
+        users=_codes(rows[c.USER_ID], users[c.USER_ID]),
+        labels=rows[c.IS_LIKED].to_numpy(),
+        kinds=_kinds(_codes(rows[c.ITEM_ID], items.ids), items),
+        relevant=counted,
+        n_history=users[N_HISTORY].to_numpy(),
     )
-    found: dict[Key, Statistic] = {(name, 0): statistic for name, statistic in on_rows.items()}
-    if answer.hits is not None:
-        for k in cutoffs:
-            for name, metric in metrics.LIST_METRICS.items():
-                found[name, k] = mean_over_users(metric(answer.hits, world.n_relevant, k=k))
+    return Collected(world, items, users[c.USER_ID], (user * len(items.ids) + item)[item >= 0])
+
+
+def places(lists: pa.Table, asked: Collected, *, n: int) -> Array:
+    """Collected lists of one model (user_id, rank, item_id) as places in the catalogue, int32 [U, n], -1 for none."""
+    found = np.full((len(asked.user_ids), n), -1, dtype=np.int32)
+    found[_codes(lists[c.USER_ID], asked.user_ids), lists[c.RANK].to_numpy() - 1] = _codes(
+        lists[c.ITEM_ID], asked.items.ids
+    )
     return found
 
 
-def _who_counts(world: HeldOut, cutoffs: Sequence[int]) -> dict[Key, Array]:
-    """Users that each metric is measured on, [U]."""
-    n_users = len(world.n_relevant)
-    rows = np.bincount(world.users, minlength=n_users)
-    likes = np.bincount(world.users, weights=world.labels, minlength=n_users)
-    who: dict[Key, Array] = {(name, 0): rows > 0 for name in metrics.POINTWISE}
-    who["uauc", 0] = (likes > 0) & (likes < rows)
-    return who | {(name, k): world.n_relevant > 0 for k in cutoffs for name in metrics.LIST_METRICS}
+def answers(
+    asked: Collected,
+    model: str,
+    scores: Array,
+    *,
+    is_probability: bool,
+    listed: Array | None,
+    expected: Array,
+    cutoffs: Sequence[int],
+) -> Answers:
+    """One model's answers with what its lists are like.
+
+    `scores` are of the rows that `asked` was made from; `listed` as `places`, None for a model without lists;
+    `expected` likewise, of popularity, to see what surprises.
+    """
+    probabilities = scores if is_probability else None
+    if listed is None:
+        return Answers(model, scores, probabilities, None, {}, {})
+    items = asked.items
+    hits = _hit_kinds(listed, asked)
+    per_item = {
+        "novelty": list_metrics.self_information(items.counts),
+        "average_popularity": items.counts,
+        "head_share": list_metrics.head_items(items.counts),
+    }
+    per_list: dict[Key, Floats] = {}
+    of_all: dict[Key, float] = {}
+    for k in cutoffs:
+        times = list_metrics.times_listed(listed, len(items.ids), k=k)
+        of_all |= {("coverage", k): list_metrics.coverage(times), ("gini", k): list_metrics.gini(times)}
+        for name, values in per_item.items():
+            per_list[name, k] = list_metrics.mean_of_items(values, listed, k=k)
+        per_list["diversity", k] = list_metrics.diversity(items.features, listed, k=k)
+        per_list["serendipity", k] = list_metrics.serendipity(hits > 0, listed, expected, asked.world.n_relevant, k=k)
+    return Answers(model, scores, probabilities, hits, per_list, of_all)
 
 
-def _measurement(model: str, key: Key, segment: str, values: Floats | None, *, n_users: int) -> Measurement:
-    value, low, high = float("nan"), float("nan"), float("nan")
-    if values is not None:
-        value = float(values[0])
-        if n_users > 1:  # the resamples of one user are all the same
-            low, high = interval(values[1:])
-    return Measurement(model, *key, segment, _or_null(value), _or_null(low), _or_null(high), n_users)
+def _hit_kinds(listed: Array, asked: Collected) -> Array:
+    """1 + kind of each listed item that is relevant to its user, else 0; int8 [U, K]."""
+    at = np.arange(len(listed))[:, None] * len(asked.items.ids) + listed
+    is_hit = np.isin(at, asked.relevant) & (listed >= 0)
+    found: Array = is_hit * (asked.items.kinds[listed] + 1).astype(np.int8)
+    return found
 
 
-def _coverage(
-    answers: Sequence[Answers], cutoffs: Sequence[int], *, n_items: int, n_users: int
-) -> Iterator[Measurement]:
-    for answer in answers:
-        for k in cutoffs:
-            value = metrics.coverage(answer.n_listed.get(k, 0), n_items) if answer.hits is not None else float("nan")
-            yield Measurement(answer.model, COVERAGE, k, ALL, _or_null(value), None, None, n_users)
+def _kinds(place: Array, items: Catalogue) -> Array:
+    return np.where(place >= 0, items.kinds[place], COLD)
 
 
-def _or_null(value: float) -> float | None:
-    return None if np.isnan(value) else value
+def _codes(values: pa.ChunkedArray, known: pa.ChunkedArray | pa.Array) -> Array:
+    """The place of each value among the known ones, -1 for an unknown one; int64."""
+    names = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
+    codes: Array = pc.index_in(values, value_set=names).fill_null(-1).to_numpy()
+    return codes.astype(np.int64)

@@ -4,7 +4,10 @@ user_time: row k of a user's n, by time then item_id, is train when k/n <= 1 - v
 k/n <= 1 - test_share, else test; so a user with one row is a test user without history. global_time: the same for
 all rows by time, rows at a cut going to the later split, so no train row is at or after a valid row's time.
 leave_last_out: a user's last row is test, the one before valid; users of fewer than three rows are all train.
-random: by a seeded hash of the row. column: as the source says.
+random: by a seeded hash of the row. cold_users, cold_items: by a seeded hash of the user or item, so that whoever or
+whatever is held out has no row in an earlier split. column: as the source says.
+
+By hash, a share is met on average: of a few dozen users or items none may be held out.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.config import SplitConfig
 
-# Splits by which a user's valid rows all follow their train rows, and their test rows those.
-FORWARD = ("user_time", "global_time", "leave_last_out")
+# Splits by which a user's valid rows all follow their train rows, and their test rows those; with cold_users a user
+# is in one split alone.
+FORWARD = ("user_time", "global_time", "leave_last_out", "cold_users")
 
+_HASHED = {"random": (c.USER_ID, c.ITEM_ID, c.MOMENT), "cold_users": (c.USER_ID,), "cold_items": (c.ITEM_ID,)}
 _HASH_STEPS = 2**53
 _VALID_FROM, _TEST_FROM = "row:valid_from", "row:test_from"
 
@@ -41,8 +46,8 @@ def with_splits(interactions: DataFrame, config: SplitConfig) -> DataFrame:
         return interactions
     if config.by == "global_time":
         return _by_global_time(interactions, config)
-    if config.by == "random":
-        hashed = F.xxhash64(F.lit(config.seed), c.USER_ID, c.ITEM_ID, c.MOMENT)
+    if config.by in _HASHED:
+        hashed = F.xxhash64(F.lit(config.seed), *_HASHED[config.by])
         draw = F.pmod(hashed, F.lit(_HASH_STEPS)) + 1
         return interactions.withColumn(c.SPLIT, _by_share(draw, F.lit(_HASH_STEPS), config=config))
     user = Window.partitionBy(c.USER_ID)

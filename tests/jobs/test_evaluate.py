@@ -40,7 +40,7 @@ SCORES = {
     "bob": {"a": 0.5, "b": 0.6, "c": 0.1, "d": 0.7, "e": 0.2},
     "o'new": {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1, "e": 0.9},
 }
-EVALUATE = {"split": "test", "k": [2, 1, 2], "max_users": 10, "bootstrap": 20, "seed": 1}
+EVALUATE = {"split": "test", "k": [2, 1, 2], "max_users": 10, "bootstrap": 20, "seed": 1, "against": "popularity"}
 
 
 class FakeShipped:
@@ -120,6 +120,13 @@ def test_a_split_without_rows_ends_the_job(
     assert message in capsys.readouterr().err
 
 
+def test_a_baseline_that_is_not_there_is_told_at_once(
+    main: Callable[[Sequence[str]], int], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(config), "evaluate.against=itemmean"]) == 2
+    assert "evaluate.against: got 'itemmean', expected one of flm, popularity, item_mean" in capsys.readouterr().err
+
+
 def test_a_run_measures_model_and_baselines_on_the_same_rows(
     main: Callable[[Sequence[str]], int], config: Path, tables: Tables, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +161,13 @@ def test_a_run_measures_model_and_baselines_on_the_same_rows(
     assert found["user_item_mean", "ndcg", 2, "all"].value == found["item_mean", "ndcg", 2, "all"].value is not None
     assert found["popularity", "log_loss", 0, "all"].value is None
     assert found["user_mean", "ndcg", 2, "all"].value is None
+    # d, e and x have no history: first in the lists of ann and o'new, who like them, and not in bob's, who likes x;
+    # of the two hits, ann's d is first in popularity's list too
+    assert found["flm", "recall", 1, "cold items"].value == pytest.approx((1 + 0 + 1) / 3)
+    assert found["flm", "serendipity", 1, "all"].value == pytest.approx((0 + 0 + 1) / 3)
+    assert found["item_mean - popularity", "auc", 0, "all"].value == pytest.approx(
+        found["item_mean", "auc", 0, "all"].value - found["popularity", "auc", 0, "all"].value
+    )
     difference = found["flm - popularity", "hit_rate", 2, "all"]
     assert difference.value == pytest.approx(3 / 3 - 2 / 3)
     assert difference.low is not None and difference.low <= difference.value <= difference.high

@@ -1,4 +1,4 @@
-"""Which rows and users are measured (Spark), and what is made of the answers (numpy), by hand."""
+"""Which rows and users are measured (Spark), and what the collected answers become (numpy), by hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
+from flmrec_spark.list_metrics import PER_LIST
 from flmrec_spark.stages import evaluation
-from flmrec_spark.stages.evaluation import ALL, COLD_USERS, WARM_USERS, Answers, HeldOut, Measurement
+from flmrec_spark.stages.evaluation import Collected
+from flmrec_spark.stages.segments import COLD, HEAD, TAIL
 
 INTERACTIONS = [
     ("ann", "a", 1, True, "train"),
@@ -61,7 +63,7 @@ def test_users_are_drawn_by_seed(spark: SparkSession) -> None:
 
 
 def test_prompts_are_asked_about_held_out_items_and_relevant_are_new_liked_ones(
-    spark: SparkSession, rows: DataFrame
+    spark: SparkSession, interactions: DataFrame, rows: DataFrame
 ) -> None:
     columns = "user_id string, history array<string>, excluded array<string>, candidates array<string>"
     prompts = spark.createDataFrame([("ann", ["b", "a"], ["a", "b"], None), ("007", [], [], None)], columns)
@@ -70,106 +72,86 @@ def test_prompts_are_asked_about_held_out_items_and_relevant_are_new_liked_ones(
     assert all(row.excluded == [] for row in asked.values())
     relevant = evaluation.relevant_items(rows)
     assert sorted(tuple(row) for row in relevant.collect()) == [("007", "b"), ("ann", "c")]
-    users = evaluation.measured_users(prompts, relevant).collect()
-    assert sorted(tuple(row) for row in users) == [("007", False, 1), ("ann", True, 1)]
-    lists = spark.createDataFrame(
-        [("flm", "ann", 1, "d"), ("flm", "ann", 2, "c"), ("flm", "007", 1, "d"), ("popularity", "007", 1, "b")],
-        "model string, user_id string, rank int, item_id string",
-    )
-    assert sorted(tuple(row) for row in evaluation.hits(lists, relevant).collect()) == [
-        ("flm", "ann", 2),
-        ("popularity", "007", 1),
-    ]
-    listed = evaluation.listed(lists, [1, 2]).collect()
-    assert sorted(tuple(row) for row in listed) == [("flm", 2, 1, 2), ("popularity", 1, 1, 1)]
+    history = interactions.where("split != 'test'")
+    users = evaluation.measured_users(prompts, history).collect()
+    assert sorted(tuple(row) for row in users) == [("007", 0), ("ann", 2)]
 
 
-def test_collected_rows_become_arrays_by_the_place_of_the_user() -> None:
-    users = pa.table({"user_id": ["007", "ann", "é"], "has_history": [False, True, True], "n_relevant": [1, 0, 2]})
-    rows = pa.table({"user_id": ["é", "007", "é"], "is_liked": [True, False, False]})
-    world = evaluation.held_out_arrays(rows, users)
+def test_the_catalogue_has_a_text_and_the_history_of_every_item(spark: SparkSession, interactions: DataFrame) -> None:
+    items = [("z", "Zoo", None, 1999), ("a", "An Ant", "Drama Zoo", None), ("b", "-", None, None)]
+    frame = spark.createDataFrame(items, "item_id string, title string, genres string, `year` int")
+    rows = evaluation.catalogue_rows(frame, interactions.where("split != 'test'")).toArrow()
+    found = sorted((row["item_id"], row["text"], row["n_history"]) for row in rows.to_pylist())
+    assert found == [("a", "An Ant Drama Zoo", 2), ("b", "-", 1), ("z", "Zoo 1999", 0)]
+    items = evaluation.catalogue(rows)
+    assert items.ids.to_pylist() == ["a", "b", "z"]
+    assert items.counts.tolist() == [2, 1, 0]
+    assert items.kinds.tolist() == [HEAD, TAIL, COLD]
+    words = items.features.toarray()
+    assert np.linalg.norm(words, axis=1).tolist() == pytest.approx([1, 0, 1])  # no word in "-"
+    # by hand: idf = ln(4 / (1 + n)) + 1, n of zoo 2 and of the others 1; "An Ant Drama Zoo" against "Zoo 1999"
+    zoo, other = math.log(4 / 3) + 1, math.log(4 / 2) + 1
+    alike = zoo**2 / (math.hypot(zoo, other, other, other) * math.hypot(zoo, other))
+    assert words[0] @ words[2] == pytest.approx(alike)
+
+
+def test_a_catalogue_without_a_word_is_like_nothing() -> None:
+    rows = pa.table({"item_id": ["b", "a"], "text": ["!", "?"], "n_history": [0, 0]})
+    assert not evaluation.catalogue(rows).features.toarray().any()
+
+
+USERS = pa.table({"user_id": ["007", "ann", "é"], "n_history": [0, 5, 2]})
+ITEMS = pa.table({"item_id": list("edcba"), "text": list("xxyyz"), "n_history": [0, 1, 2, 1, 9]})
+RELEVANT = pa.table({"user_id": ["é", "é", "007", "007"], "item_id": ["e", "a", "b", "gone"]})
+
+
+@pytest.fixture(scope="module")
+def asked() -> Collected:
+    rows = pa.table({"user_id": ["é", "007", "é"], "item_id": ["a", "gone", "e"], "is_liked": [True, False, True]})
+    return evaluation.collected(rows, RELEVANT, USERS, evaluation.catalogue(ITEMS))
+
+
+def test_collected_rows_become_arrays_by_the_place_of_the_user(asked: Collected) -> None:
+    world = asked.world
     assert world.users.tolist() == [2, 0, 2]
-    assert world.labels.tolist() == [True, False, False]
-    assert world.n_relevant.tolist() == [1, 0, 2]
-    assert {name: mask.tolist() for name, mask in world.segments.items()} == {
-        ALL: [True, True, True],
-        WARM_USERS: [False, True, True],
-        COLD_USERS: [True, False, False],
-    }
-    found = pa.table({"model": ["flm", "popularity"], "user_id": ["é", "007"], "rank": [2, 1]})
-    assert evaluation.hit_matrix(found, users, model="flm", n=2).tolist() == [[0, 0], [0, 0], [0, 1]]
-    assert not evaluation.hit_matrix(found, users, model="item_mean", n=2).any()
+    assert world.labels.tolist() == [True, False, True]
+    assert world.kinds.tolist() == [HEAD, COLD, COLD]
+    assert world.relevant.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]  # by cold, tail and head
+    assert world.n_relevant.tolist() == [2, 0, 2]
+    assert world.n_history.tolist() == [0, 5, 2]
 
 
-def measured(*, n_resamples: int) -> dict[tuple[str, str, int, str], Measurement]:
-    """Three users: 0 and 1 with history; 2 without, with one label only."""
-    everyone = np.array([True, True, True])
-    world = HeldOut(
-        users=np.array([0, 0, 1, 1, 2]),
-        labels=np.array([True, False, True, False, True]),
-        n_relevant=np.array([1, 2, 0]),
-        segments={ALL: everyone, COLD_USERS: np.array([False, False, True]), "none": ~everyone},
+def test_lists_become_places_and_know_which_kind_of_item_they_hit(asked: Collected) -> None:
+    lists = pa.table({"user_id": ["é", "007", "é"], "rank": [2, 1, 1], "item_id": ["a", "b", "d"]})
+    listed = evaluation.places(lists, asked, n=3)
+    assert listed.tolist() == [[1, -1, -1], [-1, -1, -1], [3, 0, -1]]
+    expected = np.array([[0, 1, 2], [0, 1, 2], [1, 2, 3]])
+    found = evaluation.answers(
+        asked,
+        "flm",
+        np.array([0.1, 0.2, 0.3]),
+        is_probability=True,
+        listed=listed,
+        expected=expected,
+        cutoffs=[1, 2],
     )
-    flm = np.array([0.9, 0.4, 0.3, 0.8, 0.6])
-    counts = np.array([5.0, 5.0, 5.0, 5.0, 1.0])
-    hits = np.array([[True, False], [False, True], [False, False]])
-    answers = [
-        Answers("flm", flm, flm, hits, {1: 2, 2: 3}),
-        Answers("popularity", counts, None, np.zeros((3, 2), dtype=bool), {}),
-        Answers("user_mean", flm[::-1], flm[::-1], None, {}),
-    ]
-    found = evaluation.measure(world, answers, cutoffs=[1, 2], n_items=4, n_resamples=n_resamples, seed=1)
-    keyed = {(row.model, row.metric, row.k, row.segment): row for row in found}
-    assert len(keyed) == len(found)
-    return keyed
+    assert found.hits is not None and found.probabilities is not None
+    assert found.hits.tolist() == [[TAIL + 1, 0, 0], [0, 0, 0], [0, HEAD + 1, 0]]
+    assert found.of_all_lists == {("coverage", 1): 2 / 5, ("gini", 1): 0.75, ("coverage", 2): 3 / 5, ("gini", 2): 0.5}
+    assert {name for name, _ in found.per_list} == set(PER_LIST)
+    each = {key: values.tolist() for key, values in found.per_list.items()}
+    assert each["average_popularity", 2] == pytest.approx([1, math.nan, (1 + 9) / 2], nan_ok=True)
+    assert each["head_share", 2] == pytest.approx([0, math.nan, 1 / 2], nan_ok=True)
+    total = 13 + 5  # 13 interactions, and one added to each of 5 items
+    assert each["novelty", 1] == pytest.approx([-math.log2(2 / total), math.nan, -math.log2(2 / total)], nan_ok=True)
+    assert each["diversity", 2] == pytest.approx([math.nan, math.nan, 1], nan_ok=True)  # "x" and "z"
+    assert each["serendipity", 1] == pytest.approx([1, math.nan, 0], nan_ok=True)
+    assert each["serendipity", 2] == pytest.approx([0, math.nan, 1 / 2], nan_ok=True)
 
 
-def test_measurements_by_hand() -> None:
-    found = measured(n_resamples=0)
-    # liked .9 beats .4 and .8; liked .3 beats none; liked .6 beats .4
-    assert found["flm", "auc", 0, ALL].value == pytest.approx((2 + 0 + 1) / 6)
-    assert found["flm", "uauc", 0, ALL].value == pytest.approx((1 + 0) / 2)
-    assert found["flm", "accuracy", 0, ALL].value == pytest.approx(3 / 5)
-    assert found["flm", "recall", 2, ALL].value == pytest.approx((1 / 1 + 1 / 2) / 2)
-    assert found["flm", "mrr", 2, ALL].value == pytest.approx((1 + 1 / 2) / 2)
-    assert found["flm", "coverage", 2, ALL].value == 3 / 4
-    assert found["popularity", "coverage", 2, ALL].value == 0
-    assert found["popularity", "auc", 0, ALL].value == pytest.approx((2 * 0.5 * 2) / 6)  # two fives tie two
-
-
-def test_users_are_counted_by_what_the_metric_needs() -> None:
-    found = measured(n_resamples=0)
-    assert found["flm", "auc", 0, ALL].n_users == 3
-    assert found["flm", "uauc", 0, ALL].n_users == 2
-    assert found["flm", "ndcg", 1, ALL].n_users == 2
-    assert found["flm", "ndcg", 1, COLD_USERS].n_users == 0
-
-
-def test_what_a_model_or_segment_cannot_answer_is_null() -> None:
-    found = measured(n_resamples=10)
-    nothing = [
-        ("popularity", "log_loss", 0, ALL),
-        ("user_mean", "ndcg", 1, ALL),
-        ("user_mean", "coverage", 1, ALL),
-        ("flm - popularity", "accuracy", 0, ALL),
-        ("flm", "auc", 0, COLD_USERS),
-        ("flm", "auc", 0, "none"),
-    ]
-    for key in nothing:
-        assert (found[key].value, found[key].low, found[key].high) == (None, None, None), key
-
-
-def test_differences_are_paired_and_intervals_hold_their_value() -> None:
-    found = measured(n_resamples=200)
-    ours, theirs = found["flm", "mrr", 2, ALL], found["popularity", "mrr", 2, ALL]
-    paired = found["flm - popularity", "mrr", 2, ALL]
-    assert ours.value is not None and theirs.value is not None
-    assert paired.value == ours.value - theirs.value
-    assert (paired.low, paired.high) == (ours.low, ours.high) == (0.5, 1.0)  # the other is 0 in every resample
-    assert measured(n_resamples=200) == found
-
-
-def test_one_user_has_a_value_and_no_interval() -> None:
-    cold = measured(n_resamples=50)["flm", "log_loss", 0, COLD_USERS]
-    assert cold.value == pytest.approx(-math.log(0.6))
-    assert (cold.low, cold.high, cold.n_users) == (None, None, 1)
+def test_a_model_without_lists_has_scores_alone(asked: Collected) -> None:
+    expected = np.zeros((3, 1), dtype=int)
+    found = evaluation.answers(
+        asked, "user_mean", np.ones(3), is_probability=False, listed=None, expected=expected, cutoffs=[1]
+    )
+    assert (found.probabilities, found.hits, found.per_list, found.of_all_lists) == (None, None, {}, {})

@@ -1,0 +1,1 @@
+"""What an evaluation shows: tables on the console, and a page of HTML."""

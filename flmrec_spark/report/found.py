@@ -1,0 +1,71 @@
+"""The rows of an evaluation, by key, and what is read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flmrec_spark import metrics
+from flmrec_spark.list_metrics import LIST_QUALITIES
+from flmrec_spark.stages.measurements import Measurement
+from flmrec_spark.stages.segments import ALL
+
+NOTHING = "–"
+WITHIN_NOISE, BETTER, WORSE = "within noise", "better", "worse"
+
+Found = Mapping[tuple[str, str, int], Measurement]  # by model, metric and k
+
+
+def of_segment(rows: Sequence[Measurement], segment: str) -> dict[tuple[str, str, int], Measurement]:
+    return {(row.model, row.metric, row.k): row for row in rows if row.segment == segment}
+
+
+def of_all(rows: Sequence[Measurement]) -> dict[tuple[str, str, int], Measurement]:
+    return of_segment(rows, ALL)
+
+
+def cutoffs(by_key: Found) -> list[int]:
+    return sorted({k for _, metric, k in by_key if metric in metrics.LIST_METRICS})
+
+
+def middle_cutoff(by_key: Found) -> int:
+    """The cut-off that is shown where there is room for one; 0 when nothing has one."""
+    every = cutoffs(by_key)
+    return every[len(every) // 2] if every else 0
+
+
+def is_cut(metric: str) -> bool:
+    """Whether the metric is of lists, and so has a cut-off."""
+    return metric in metrics.LIST_METRICS or metric in LIST_QUALITIES
+
+
+def best(by_key: Found, key: tuple[str, int], models: Sequence[str]) -> float | None:
+    """The best value that one of the models has; None when none has one."""
+    known = [row.value for model in models if (row := by_key.get((model, *key))) and row.value is not None]
+    if not known:
+        return None
+    return min(known) if key[0] in metrics.LOWER_IS_BETTER else max(known)
+
+
+def best_model(by_key: Found, key: tuple[str, int], models: Sequence[str]) -> str | None:
+    """The first of the models that has the best value."""
+    value = best(by_key, key, models)
+    return next((m for m in models if value is not None and by_key[m, *key].value == value), None)
+
+
+def verdict(row: Measurement) -> str:
+    """What a paired difference says; nothing without an interval."""
+    if row.low is None or row.high is None:
+        return NOTHING
+    if row.low <= 0 <= row.high:
+        return WITHIN_NOISE
+    return BETTER if (row.low > 0) != (row.metric in metrics.LOWER_IS_BETTER) else WORSE
+
+
+def name_of(metric: str, k: int) -> str:
+    return f"{metric}@{k}" if k else metric
+
+
+def interval(row: Measurement, form: str) -> str:
+    if row.low is None or row.high is None:
+        return NOTHING
+    return f"{form.format(row.low)} .. {form.format(row.high)}"
