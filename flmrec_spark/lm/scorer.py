@@ -25,7 +25,8 @@ from torch import Tensor
 
 from flmrec_spark.lm.checkpoint import Calibration
 from flmrec_spark.lm.kernels import pack_linears
-from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates
+from flmrec_spark.lm.memory import Blocks
+from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates, concatenated
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.segments import TokenBlock
 
@@ -52,7 +53,7 @@ class Scorer:
 
     Args:
       model: in eval mode; a copy of it is converted to a precision below float32.
-      tokens: item segments, N rows.
+      tokens: item segments, N rows; none for a scorer that only encodes.
       item_bias: learned offsets, float64 (N,); zeros where there are none.
       packed: multiply with `kernels.PackedLinear`, on a CPU; in a copy of the model.
       states: item states saved by an earlier scorer of the same model and items.
@@ -79,7 +80,14 @@ class Scorer:
             pack_linears(self.model.backbone)
         self.calibration = calibration or Calibration()
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
-        found = self._load_states(states) if states is not None else self._encode(tokens)
+        kind = torch.device(device).type
+        self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
+        self._last_blocks = Blocks(_LAST_BLOCK[kind])
+        found = None
+        if states is not None:
+            found = self._load_states(states)
+        elif model.join != "full" and len(tokens):
+            found = self._laid_out(self.encode(tokens))
         bias = np.zeros(len(tokens)) if item_bias is None else item_bias
         self.items = ItemPart(tokens, found, bias)
 
@@ -101,38 +109,44 @@ class Scorer:
         """Logits of one user for items that need not be in the catalogue: float64 (len(items),), without bias terms."""
         users, n_tokens = self._user(user)
         states = None if self.model.join == "full" else self.model.encode_users(users, n_tokens)
-        size = _EARLY_BLOCK[torch.device(self.device).type]
         result = np.zeros(len(items))
-        for start in range(0, len(items), size):
-            block = items.take(np.arange(start, min(start + size, len(items))))
-            ids, lengths = self._tensors(block, 0, size)
+
+        def score_block(start: int, stop: int) -> None:
+            block = items.take(np.arange(start, stop))
+            ids, lengths = self._tensors(block, 0, stop - start)
             if states is None:
                 logits = self.model.pair(users.expand(len(ids), -1), n_tokens.expand(len(ids)), ids, lengths)
             else:
                 grid = torch.arange(len(ids), device=self.device)[None]
                 logits = self.model.join_items(states, self.model.encode_items(ids, lengths), grid)[0]
-            result[start : start + size] = logits.double().cpu().numpy()
+            result[start:stop] = logits.double().cpu().numpy()
+
+        self._early_blocks.run(len(items), score_block)
         return result
 
     @torch.inference_mode()
-    def save_states(self, file: Path) -> None:
-        """Writes the item states, for other processes to map into their memory."""
-        states = self.items.states
-        save_file({name: getattr(states, name).contiguous() for name in _STATES} if states is not None else {}, file)
+    def encode(self, tokens: TokenBlock) -> ItemStates:
+        """States of some items, as the model gives them; not for `join: full`."""
+        blocks = []
 
-    def _load_states(self, file: Path) -> ItemStates | None:
-        tensors = load_file(file, device=self.device)
-        return ItemStates(*[tensors[name] for name in _STATES]) if tensors else None
+        def encode_block(start: int, stop: int) -> None:
+            ids, lengths = self._tensors(tokens, start, stop)
+            blocks.append(self.model.encode_items(ids, lengths))
+
+        self._encode_blocks.run(len(tokens), encode_block)
+        return concatenated(blocks)
 
     @torch.inference_mode()
-    def _encode(self, tokens: TokenBlock) -> ItemStates | None:
-        if self.model.join == "full":
-            return None
-        blocks = []
-        for start in range(0, len(tokens), _ENCODE_BLOCK):
-            ids, lengths = self._tensors(tokens, start, start + _ENCODE_BLOCK)
-            blocks.append(self.model.encode_items(ids, lengths))
-        states = ItemStates(*[torch.cat([getattr(block, name) for block in blocks]) for name in _STATES])
+    def save_states(self, states: ItemStates, file: Path) -> None:
+        """Writes what `encode` gave, as the kernel reads it, for processes to map into their memory."""
+        laid_out = self._laid_out(states)
+        save_file({name: getattr(laid_out, name).contiguous() for name in _STATES}, file)
+
+    def _load_states(self, file: Path) -> ItemStates:
+        tensors = load_file(file, device=self.device)
+        return ItemStates(*[tensors[name] for name in _STATES])
+
+    def _laid_out(self, states: ItemStates) -> ItemStates:
         return _for_last_layer(states) if self.is_last else states
 
     def _user(self, user: list[int]) -> tuple[Tensor, Tensor]:
@@ -153,15 +167,16 @@ class Scorer:
             chosen = (states.hidden[index], states.query[:, index], states.own[:, index], states.own_lse[:, index])
             states = ItemStates(*chosen, states.hidden_mask)
         n_items = len(states.hidden) if self.is_last or index is None else len(index)
-        size = (_LAST_BLOCK if self.is_last else _EARLY_BLOCK)[torch.device(self.device).type]
         logits = torch.empty(n_items, device=self.device)
-        for start in range(0, n_items, size):
-            block = slice(start, min(start + size, n_items))
+
+        def score_block(start: int, stop: int) -> None:
             if self.is_last:
-                logits[block] = self._last_layer(user, states, block)
+                logits[start:stop] = self._last_layer(user, states, slice(start, stop))
             else:
-                grid = torch.arange(block.start, block.stop, device=self.device) if index is None else index[block]
-                logits[block] = self.model.join_items(user, states, grid[None])[0]
+                grid = torch.arange(start, stop, device=self.device) if index is None else index[start:stop]
+                logits[start:stop] = self.model.join_items(user, states, grid[None])[0]
+
+        (self._last_blocks if self.is_last else self._early_blocks).run(n_items, score_block)
         return logits
 
     def _last_layer(self, user: UserStates, items: ItemStates, block: slice) -> Tensor:

@@ -1,8 +1,8 @@
 """What a scoring process holds: the unpacked bundle, the model and the catalogue, loaded once per process.
 
 A bundle is one tar of the checkpoint's files and the items. It is unpacked once per executor, under its digest
-and behind a lock, and verified there; the item states are computed by the first process that comes and mapped
-into the memory of the others.
+and behind a lock, and verified there; the item states are computed once per executor, by all of its processes together,
+and mapped into the memory of each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
-from flmrec_spark.lm import checkpoint, manifest
+from flmrec_spark.lm import checkpoint, item_states, manifest
 from flmrec_spark.lm.checkpoint import Biases, Checkpoint
 from flmrec_spark.lm.scorer import Index, Scorer
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
@@ -122,26 +122,42 @@ class Worker:
 
 
 _LOADED: dict[tuple[str, str, bool, str], Worker] = {}
+_LOADS: list[str] = []  # device of every model that this process has loaded
 
 
-def load(folder: Path, *, precision: str, packed: bool, device: str, threads: int) -> Worker:
-    """The worker of a bundle, loaded once in this process; torch uses `threads` of the task's cores."""
-    torch.set_num_threads(threads)
+def use_threads(n: int) -> None:
+    """torch uses n threads of this process from now on: the cores that Spark gave the task."""
+    torch.set_num_threads(n)
+
+
+def load(folder: Path, *, precision: str, packed: bool, device: str) -> Worker:
+    """The worker of a bundle, loaded once in this process."""
     packed = packed and device == "cpu"
     key = (str(folder), precision, packed, device)
     if key not in _LOADED:
         _LOADED.clear()  # a new run's model replaces the old one's memory
         _LOADED[key] = _load(folder, precision, packed, device)
+        _LOADS.append(device)
     return _LOADED[key]
 
 
-def _load(folder: Path, precision: str, packed: bool, device: str) -> Worker:
-    found = checkpoint.read(folder / _CHECKPOINT)
+def n_loads() -> int:
+    """How often this process has loaded a model: once in a run, unless a second model came between."""
+    return len(_LOADS)
+
+
+def opened(folder: Path) -> tuple[Checkpoint, Catalogue]:
+    """What an unpacked bundle holds. Raises CheckpointError when its items are damaged."""
     try:
         with pa.memory_map(str(folder / ITEMS_FILE)) as source:
             catalogue = Catalogue(pa.ipc.open_file(source).read_all())
     except (OSError, pa.ArrowException) as fault:
         raise CheckpointError(f"{folder / ITEMS_FILE}: damaged: {fault}") from fault
+    return checkpoint.read(folder / _CHECKPOINT), catalogue
+
+
+def _load(folder: Path, precision: str, packed: bool, device: str) -> Worker:
+    found, catalogue = opened(folder)
     segmenter, biases = found.segmenter(), found.biases()
     listed = catalogue.table.filter(catalogue.table[IS_LISTED])
     tokens = segmenter.block(listed[TOKENS].to_pylist())
@@ -162,11 +178,9 @@ def _scorer(
     device: str,
 ) -> Scorer:
     model = found.model()
-    with FileLock(f"{states}.lock"):
-        if not states.exists():
-            draft = states.with_suffix(".draft")
-            Scorer(model, tokens, precision=precision, device=device, packed=packed).save_states(draft)
-            draft.rename(states)
+    if model.join != "full" and not states.exists():
+        encoder = Scorer(model, tokens.take(np.arange(0)), precision=precision, device=device, packed=packed)
+        item_states.make(tokens, states, encode=encoder.encode, write=encoder.save_states)
     # The first process maps the file too: where a tensor lies in memory decides the last bits of a product.
     return Scorer(
         model,
@@ -176,7 +190,7 @@ def _scorer(
         precision=precision,
         device=device,
         packed=packed,
-        states=states,
+        states=None if model.join == "full" else states,
     )
 
 
