@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyspark
@@ -29,7 +29,7 @@ from pyspark.sql.types import StructField, StructType
 import flmrec_spark
 from flmrec_spark.config import Config, load_config
 from flmrec_spark.errors import EnvironmentFault, FlmrecError
-from flmrec_spark.session import session
+from flmrec_spark.session import seconds_since_launch, session
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Tables, run_predicate
 from flmrec_spark.tables.spark_errors import spark_message, worker_error
@@ -41,7 +41,7 @@ log = logging.getLogger("flmrec")
 
 @dataclass
 class Job:
-    """One run of one job. `counts`, `seconds` and `inputs` end in the table `runs`."""
+    """One run of one job. `counts`, `seconds`, `inputs` and `versions` end in the table `runs`."""
 
     name: str
     config: Config
@@ -52,18 +52,22 @@ class Job:
     counts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     status: str = "done"
 
     @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Adds the wall time of the block to `seconds[part]` and names the part in Spark's UI and the log."""
-        log.info("%s: %s", self.name, part)
-        self.spark.sparkContext.setJobDescription(f"flmrec {self.name}: {part}")
+    def timed(self, part: str, step: str | None = None) -> Iterator[None]:
+        """Adds the wall time of the block to `seconds[part]` and names the step in Spark's UI and the log."""
+        log.info("%s: %s", self.name, step or part)
+        self.spark.sparkContext.setJobDescription(f"flmrec {self.name}: {step or part}")
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - started, 3)
+            self.add_seconds(part, time.perf_counter() - started)
+
+    def add_seconds(self, part: str, seconds: float) -> None:
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + seconds, 3)
 
     def is_recorded(self) -> bool:
         """Whether the table runs has this run as done."""
@@ -77,9 +81,20 @@ class Job:
         return {"job": self.name, "run_id": self.run_id, "config": self.config.digest(), **self.inputs}
 
 
-def run(name: str, body: Callable[[Job], None], argv: Sequence[str], description: str) -> int:
-    """Runs a job; returns its exit code. The session is stopped when this call started it."""
-    arguments = _parse(name, argv, description)
+def run(
+    name: str,
+    body: Callable[[Job], None],
+    argv: Sequence[str],
+    description: str,
+    *,
+    dry_run: Callable[[Job], None] | None = None,
+) -> int:
+    """Runs a job; returns its exit code. The session is stopped when this call started it.
+
+    Args:
+      dry_run: what --dry-run does instead of the body; it writes nothing, and neither does its record.
+    """
+    arguments = _parse(name, argv, description, has_dry_run=dry_run is not None)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)  # under spark-submit its farewell would be the last line
     started = time.perf_counter()
@@ -90,13 +105,17 @@ def run(name: str, body: Callable[[Job], None], argv: Sequence[str], description
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
-        spark = session(config.tables, app_name=f"flmrec {name}")
+        spark = session(config.tables, app_name=f"flmrec {name}", uses_gpu=config.score.gpus_per_task > 0)
         if arguments.traceback:
             spark.sparkContext.setLogLevel("ERROR")
-        now = datetime.now(UTC)
-        job = Job(name, config, spark, Tables(spark, config.tables), arguments.run_id or "", now)
-        job.seconds["start"] = round(time.perf_counter() - started, 3)
-        return _attempt(job, body)
+        spent = time.perf_counter() - started
+        if owns_session:
+            spent = max(spent, seconds_since_launch(spark))
+        begun = datetime.now(UTC) - timedelta(seconds=spent)
+        job = Job(name, config, spark, Tables(spark, config.tables), arguments.run_id or "", begun)
+        job.add_seconds("start", spent)
+        is_dry = dry_run is not None and arguments.dry_run
+        return _attempt(job, dry_run if dry_run is not None and is_dry else body, is_dry=is_dry)
     except FlmrecError as fault:
         return _fail(name, fault, arguments.traceback)
     except (PySparkException, Py4JJavaError) as fault:
@@ -110,19 +129,22 @@ def run(name: str, body: Callable[[Job], None], argv: Sequence[str], description
             spark.stop()
 
 
-def _attempt(job: Job, body: Callable[[Job], None]) -> int:
+def _attempt(job: Job, body: Callable[[Job], None], *, is_dry: bool) -> int:
     try:
         body(job)
     except Exception as fault:
         try:
-            if not job.is_recorded():  # what a run of this id has published stands
+            if not is_dry and not job.is_recorded():  # what a run of this id has published stands
                 _record(job, "failed", _message(fault))
         except (FlmrecError, PySparkException, Py4JJavaError) as second:
             log.warning("%s: the failure is not in the table runs: %s", job.name, _message(second))
         raise
-    if job.status != "already done":
-        _record(job, "done", "")
-    summary = {"job": job.name, "status": job.status, "run_id": job.run_id, **job.counts, "seconds": job.seconds}
+    if job.status != "already done" and not is_dry:
+        with job.timed("write", "record"):
+            _record(job, "done", "")
+        job.add_seconds("wall", (datetime.now(UTC) - job.started_at).total_seconds())
+    told = {"job": job.name, "status": job.status, "run_id": job.run_id, **job.versions, **job.counts}
+    summary = {**told, "seconds": job.seconds}
     print(json.dumps(summary), flush=True)
     return 0
 
@@ -151,6 +173,7 @@ def _record(job: Job, verdict: str, message: str) -> None:
             "flmrec": flmrec_spark.__version__,
             "python": platform.python_version(),
             "pyspark": pyspark.__version__,
+            **job.versions,
         },
         "config": job.config.to_yaml(),
     }
@@ -180,11 +203,13 @@ def _fail_unexpectedly(name: str, fault: Exception, with_traceback: bool) -> int
     return FlmrecError.exit_code
 
 
-def _parse(name: str, argv: Sequence[str], description: str) -> argparse.Namespace:
+def _parse(name: str, argv: Sequence[str], description: str, *, has_dry_run: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML, see conf/demo.yaml")
     parser.add_argument("--run-id", metavar="ID", help="name of this run; by default made from its inputs and config")
     parser.add_argument("--print-config", action="store_true", help="print the effective config and stop")
+    if has_dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="say what the run would cost and write nothing")
     parser.add_argument("--traceback", action="store_true", help="show the stack trace of an error")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over those of the file")
     return parser.parse_intermixed_args(argv)

@@ -159,8 +159,10 @@ class ScoreConfig(Section):
     )
     min_coverage: Share = Field(0.99, description="audit: share of the users that must get a list")
     max_reject_share: Share = Field(0.01, description="audit: share of the items that may be refused")
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    partitions: Count | None = Field(None, description="tasks of the score stage; null: four per core")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "fp32", description="auto: the fastest here whose lists of a few users are not significantly worse"
+    )
+    partitions: Count | None = Field(None, description="tasks of the score stage, all equal; null: smaller ones last")
     broadcast_limit_mb: Annotated[int, Field(ge=0)] = Field(512, description="larger checkpoints travel as a file")
     gpus_per_task: Annotated[int, Field(ge=0)] = Field(0, description="GPUs that a score task asks Spark for")
 

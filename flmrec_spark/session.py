@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from py4j.protocol import Py4JJavaError
@@ -34,8 +35,11 @@ _LOCAL = {
 }
 
 
-def session(tables: TablesConfig, *, app_name: str) -> SparkSession:
+def session(tables: TablesConfig, *, app_name: str, uses_gpu: bool = False) -> SparkSession:
     """The session of a job: what spark-submit and spark-defaults.conf say, and Delta where they are silent.
+
+    Args:
+      uses_gpu: idle Python workers take turns, each with a model of its own, so one is kept where they use a GPU.
 
     Raises:
       EnvironmentFault: no Java, no Delta jars, Delta shut out by the settings, or a locked embedded catalog.
@@ -59,6 +63,8 @@ def session(tables: TablesConfig, *, app_name: str) -> SparkSession:
         conf.set("spark.app.name", app_name)
     conf.setIfMissing("spark.sql.extensions", _EXTENSION)
     conf.setIfMissing("spark.sql.catalog.spark_catalog", _CATALOG)
+    if uses_gpu:
+        conf.setIfMissing("spark.python.factory.idleWorkerMaxPoolSize", "1")
     if str(conf.get("spark.master")).startswith("local"):
         for key, value in _LOCAL.items():
             conf.setIfMissing(key, value)
@@ -73,6 +79,14 @@ def session(tables: TablesConfig, *, app_name: str) -> SparkSession:
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     _expect_catalog(spark, tables)
     return spark
+
+
+def seconds_since_launch(spark: SparkSession) -> float:
+    """Age of the driver's JVM: under spark-submit it is there before Python."""
+    jvm = spark.sparkContext._jvm
+    assert jvm is not None
+    started = int(jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getStartTime())
+    return max(0.0, time.time() - started / 1000.0)
 
 
 def _embedded_catalog(conf: SparkConf, folder: Path) -> None:

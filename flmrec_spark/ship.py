@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyspark import Broadcast, SparkFiles
@@ -18,11 +20,19 @@ from pyspark.sql.types import BooleanType
 from flmrec_spark import columns as c
 from flmrec_spark.config import ScoreConfig
 from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.stages.partitions import CostModel
 from flmrec_spark.stages.scores import Bundle, Shipped
+from flmrec_spark.stages.trial import chosen_precision
+from flmrec_spark.stages.usage import usage_of
 from flmrec_spark.tables.delta import content_digest
 from flmrec_spark.tables.spark_errors import spark_message
 
+if TYPE_CHECKING:
+    from flmrec_spark.lm.checkpoint import Checkpoint
+    from flmrec_spark.lm.segments import Segmenter
+
 _MB = 1 << 20
+_ENTRIES = 100  # items whose tokens in a history are counted, to estimate what users cost
 
 
 def ship(
@@ -49,7 +59,6 @@ def ship(
     from flmrec_spark.lm import checkpoint as checkpoints
     from flmrec_spark.lm import worker
     from flmrec_spark.lm.kernels import can_pack
-    from flmrec_spark.lm.precision import resolve
     from flmrec_spark.lm.segments import TOO_LONG_ITEM
 
     found = checkpoints.load(checkpoint)
@@ -69,15 +78,29 @@ def ship(
         table.column_names.index(worker.IS_LISTED), worker.IS_LISTED, pa.array(listed)
     ).append_column(worker.TOKENS, pa.array([segment or [] for segment in segments], pa.list_(pa.int32())))
     bundle, broadcast, file = _send(spark, found.folder, bundle_items, score.broadcast_limit_mb)
-    precision = resolve(score.precision)
+    lengths = [len(segment) for is_one, segment in zip(listed, segments, strict=True) if is_one and segment]
     return Shipped(
         digest=found.digest,
         history_length=found.settings.history_length,
         n_items=sum(listed),
         rejected=rejected,
-        bundle=Bundle(bundle, precision, can_pack(), score.gpus_per_task > 0, broadcast, file),
+        bundle=Bundle(bundle, score.precision, can_pack(), score.gpus_per_task > 0, broadcast, file),
         profile=_profile(spark, score),
+        cost=_cost_model(found, segmenter, rows, lengths),
+        usage=usage_of(spark),
     )
+
+
+def settled(shipped: Shipped, prompts: DataFrame, score: ScoreConfig) -> tuple[Shipped, str]:
+    """`score.precision: auto` resolved, once and for every executor, and why it came out so.
+
+    Args:
+      prompts: as `user_prompts.user_prompts`; lists of a few of these users are compared.
+    """
+    if shipped.bundle.precision != "auto":
+        return shipped, "score.precision"
+    found = chosen_precision(prompts, shipped, n=score.n).collect()[0]
+    return replace(shipped, bundle=replace(shipped.bundle, precision=found["precision"])), found["reason"]
 
 
 def listable(items: DataFrame, item_filter: str | None) -> DataFrame:
@@ -130,12 +153,12 @@ def _send(
     spark: SparkSession, folder: Path, items: pa.Table, limit_mb: int
 ) -> tuple[str, Broadcast[bytes] | None, str | None]:
     """(digest of the bundle, the broadcast or None, the name of the distributed file or None)."""
-    from flmrec_spark.lm import worker
+    from flmrec_spark.lm import native, worker
 
     # The application's own folder: it lives as long as executors may ask for the file, and Spark removes it.
     target = Path(SparkFiles.getRootDirectory()) / "flmrec-driver" / "bundle.tar"
     target.parent.mkdir(exist_ok=True)
-    worker.pack(folder, items, target)
+    worker.pack(folder, items, target, kernel=native.build())
     with target.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if target.stat().st_size <= limit_mb * _MB:
@@ -145,6 +168,22 @@ def _send(
     named = target.rename(target.with_name(f"{digest}.tar"))
     spark.sparkContext.addFile(str(named))
     return digest, None, named.name
+
+
+def _cost_model(found: Checkpoint, segmenter: Segmenter, rows: list[dict[str, Any]], lengths: list[int]) -> CostModel:
+    from flmrec_spark.lm.flops import shape_of_checkpoint
+
+    settings = found.settings
+    entries = [segmenter.entry_tokens(row) for row in rows[:: max(1, len(rows) // _ENTRIES)]]
+    empty = segmenter.user({}, [])
+    return CostModel(
+        shape=shape_of_checkpoint(found.folder, join=settings.join, join_layer=settings.join_layer),
+        n_items=len(lengths),
+        item_tokens=sum(lengths) / len(lengths),
+        head_tokens=float(len(empty.ids) if empty is not None else settings.user_tokens),
+        entry_tokens=sum(entries) / len(entries),
+        user_tokens=settings.user_tokens,
+    )
 
 
 def _profile(spark: SparkSession, score: ScoreConfig) -> ResourceProfile | None:

@@ -1,6 +1,6 @@
 """Scores every user-item prompt with the checkpoint and refreshes the table `recommendations`.
 
-    spark-submit jobs/score.py --config conf/demo.yaml [score.n=20 ...] [--run-id ID]
+    spark-submit jobs/score.py --config conf/demo.yaml [score.n=20 ...] [--run-id ID] [--dry-run]
 
 The lists are staged in `top_n`, audited, and only then published in one commit. A run that fails its audit leaves
 the published table as it was (exit code 6). The same run again does nothing; a run that was killed goes on from
@@ -12,14 +12,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
 
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
+from flmrec_spark import dry_run, scoring
 from flmrec_spark.errors import AuditError, ConflictError, InputError
 from flmrec_spark.job import Job, run
 from flmrec_spark.lm import folders, manifest
@@ -39,40 +43,64 @@ PUBLISHED, STAGED, NEW = "published", "staged", "new"
 
 
 def main(argv: Sequence[str]) -> int:
-    return run("score", score, argv, "Scores every user-item prompt and publishes the top-n lists.")
+    told = "Scores every user-item prompt and publishes the top-n lists."
+    return run("score", score, argv, told, dry_run=estimate)
 
 
 def score(job: Job) -> None:
-    candidates = _candidates(job)
-    made_of = _fingerprint(job, candidates)
-    is_named, job.run_id = bool(job.run_id), job.run_id or f"score-{made_of}"
-    for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS):
-        job.tables.expect_room(schema)
-    state = _state(job, made_of, is_named=is_named)
+    with job.timed("start", "inputs"):
+        candidates = _candidates(job)
+        made_of = _fingerprint(job, candidates)
+        is_named, job.run_id = bool(job.run_id), job.run_id or f"score-{made_of}"
+        for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS):
+            job.tables.expect_room(schema)
+        state = _state(job, made_of, is_named=is_named)
     if state == PUBLISHED and job.is_recorded():
         job.status = "already done"
         log.info("score: run %s is published already; nothing to do", job.run_id)
         _name_tables(job)
         return
-    with job.timed("ship"):
-        shipped = _ship(job)
-    prompts = _prompts(job, shipped, candidates)
-    metadata = {**job.metadata(), "fingerprint": made_of, "precision": shipped.bundle.precision}
-    if state == NEW:
-        with job.timed("score"):
-            lists = scores(_spread(job, prompts), shipped, n=job.config.score.staged_n)
-            rows = top_n.staged(lists, run_id=job.run_id)
-            job.tables.replace_rows(schemas.TOP_N, rows, run_predicate(job.run_id), metadata)
-    staged = job.tables.read("top_n").where(run_predicate(job.run_id))
-    with job.timed("rejects"):
-        refused_items = job.spark.createDataFrame(shipped.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
-        _write_rejects(job, staged, refused_items)
-    with job.timed("audit"):
-        _audit(job, staged, prompts, refused_items)
-    with job.timed("publish"):
-        if state != PUBLISHED:
-            job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
-        _name_tables(job)
+    with ExitStack() as kept:
+        shipped, prompts = _ship(job, candidates, kept)
+        metadata = {**job.metadata(), "fingerprint": made_of}
+        if state == NEW:
+            shipped, work = scoring.make_ready(job, shipped, prompts)
+            metadata["precision"] = shipped.bundle.precision
+            _score(job, shipped, scoring.spread(job, shipped, prompts, work), metadata)
+        staged = job.tables.read("top_n").where(run_predicate(job.run_id))
+        with job.timed("write", "rejects"):
+            refused_items = job.spark.createDataFrame(shipped.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
+            _write_rejects(job, staged, refused_items)
+        with job.timed("write", "audit"):
+            _audit(job, staged, prompts, refused_items)
+        with job.timed("write", "publish"):
+            if state != PUBLISHED:
+                job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
+            _name_tables(job)
+            scoring.count(job, shipped)
+
+
+def estimate(job: Job) -> None:
+    """What `score` would do, read and write, and how long it would take; see `dry_run`."""
+    job.status = "dry run"
+    with job.timed("start", "inputs"):
+        candidates = _candidates(job)
+        _fingerprint(job, candidates)
+    with ExitStack() as kept:
+        shipped, prompts = _ship(job, candidates, kept)
+        shipped, work = scoring.make_ready(job, shipped, prompts)
+        dry_run.estimate(job, shipped, prompts, work)
+
+
+def _score(job: Job, shipped: Shipped, users: DataFrame, metadata: dict[str, object]) -> None:
+    with job.timed("score", "score"):
+        rows = top_n.staged(scores(users, shipped, n=job.config.score.staged_n), run_id=job.run_id)
+        job.tables.replace_rows(schemas.TOP_N, rows, run_predicate(job.run_id), metadata)
+    # One action scores and stages: behind the end of its last task there is the commit alone.
+    ended = shipped.usage.last_end()
+    commit = min(max(0.0, time.time() - ended), job.seconds["score"]) if ended is not None else 0.0
+    job.add_seconds("score", -commit)
+    job.add_seconds("write", commit)
 
 
 def _candidates(job: Job) -> DataFrame | None:
@@ -137,19 +165,24 @@ def _state(job: Job, made_of: str, *, is_named: bool) -> str:
     return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
 
 
-def _ship(job: Job) -> Shipped:
-    shipped = ship(
-        job.spark,
-        checkpoint=job.config.checkpoint,
-        items=_read(job, "items"),
-        users=_read(job, "users"),
-        score=job.config.score,
-        item_filter=job.config.score.item_filter,
-    )
-    if shipped.digest != job.inputs["checkpoint"]:
-        raise ConflictError(f"checkpoint {job.config.checkpoint}: another one took its place meanwhile; run again")
-    job.counts |= {"items": shipped.n_items, "items_rejected": len(shipped.rejected)}
-    return shipped
+def _ship(job: Job, candidates: DataFrame | None, kept: ExitStack) -> tuple[Shipped, DataFrame]:
+    """The shipment, and the rows of `user_prompts` that are planned, scored and audited: they are made once."""
+    with job.timed("ship"):
+        shipped = ship(
+            job.spark,
+            checkpoint=job.config.checkpoint,
+            items=_read(job, "items"),
+            users=_read(job, "users"),
+            score=job.config.score,
+            item_filter=job.config.score.item_filter,
+        )
+        if shipped.digest != job.inputs["checkpoint"]:
+            raise ConflictError(f"checkpoint {job.config.checkpoint}: another one took its place meanwhile; run again")
+        job.counts |= {"items": shipped.n_items, "items_rejected": len(shipped.rejected)}
+    with job.timed("score", "prompts"):
+        prompts = _prompts(job, shipped, candidates).persist(StorageLevel.MEMORY_AND_DISK)
+        kept.callback(prompts.unpersist)
+    return shipped, prompts
 
 
 def _prompts(job: Job, shipped: Shipped, candidates: DataFrame | None) -> DataFrame:
@@ -161,11 +194,6 @@ def _prompts(job: Job, shipped: Shipped, candidates: DataFrame | None) -> DataFr
         exclude_seen=job.config.score.exclude_seen,
     )
     return prompts if candidates is None else with_candidates(prompts, candidates)
-
-
-def _spread(job: Job, prompts: DataFrame) -> DataFrame:
-    """The users in several tasks per core, so that the last one does not wait long for its end."""
-    return prompts.repartition(job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism)
 
 
 def _write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> None:

@@ -22,6 +22,7 @@ LAYERS = (
     ("stages",),
     ("ship", "session", "report"),
     ("job",),
+    ("scoring", "dry_run"),
 )
 APART = {("lm", "tables"), ("tables", "lm")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

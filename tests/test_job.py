@@ -90,7 +90,7 @@ def test_a_run_that_is_done_leaves_its_row_and_one_json_line(
     assert launch(body, "--config", config, "--run-id", "it's 1", "score.n=7") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["job"], told["status"], told["run_id"], told["rows"]) == ("score", "done", "it's 1", 3)
-    assert set(told["seconds"]) == {"start", "part"}
+    assert set(told["seconds"]) == {"start", "part", "write", "wall"}
     (row,) = tables.read("runs").collect()
     assert (row["run_id"], row["job"], row["verdict"], row["message"]) == ("it's 1", "score", "done", None)
     assert (row["counts"], row["inputs"]) == ({"rows": 3}, {"items": "4"})

@@ -218,7 +218,7 @@ INLINE void attend(const float *query, const char *own, const float *own_lse, co
 
 /* query: [H][E][n_padded], scaled by 1 / sqrt(E); own: [H][n_all][E]; own_lse: [H][n_padded], float; keys: [H][n_rows][E];
    values: [H][E][n_rows]; out: [n_items][H * E]. In bf16 numbers 2 i and 2 i + 1 along E share a word of the query:
-   [H][E / 2][n_padded][2]. n_padded and `first` are multiples of TILE, n_rows of 8 and zero from n_keys on, E of 16;
+   [H][E / 2][n_padded][2]. n_padded is at least TILE more than n_all; n_rows is a multiple of 8, zero from n_keys on, E of 16;
    own_lse may be -inf. scratch: (E + n_keys + 1) * TILE floats. */
 void attend_fp32(ARGUMENTS) { attend(NAMES, 0); }
 

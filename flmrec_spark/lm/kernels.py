@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flmrec_spark.lm.native import Kernel
+from flmrec_spark.lm.precision import int8_product
 
 _ZERO = 128  # the byte that stands for 0
 _LANES = 16
@@ -46,15 +47,12 @@ class QuantizedLinear(nn.Module):
         self.scale = weight.abs().amax(1).clamp(min=1e-30) / 127.0  # (out,)
         rounded = (weight / self.scale[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.zero = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = torch.zeros(self.out_features) if linear.bias is None else linear.bias.detach().float().clone()
 
     def forward(self, states: Tensor) -> Tensor:
         """(.., in_features) -> (.., out_features), float32."""
         rows, scales = self.kernel.quantize(states.reshape(-1, self.in_features))
-        product = torch.ops.onednn.qlinear_pointwise(
-            rows, 1.0, _ZERO, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        product = int8_product(rows, self.weight, self.scale, zero=_ZERO)
         return self.kernel.rescale(product, scales, self.bias).view(*states.shape[:-1], self.out_features)
 
 

@@ -13,11 +13,13 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from flmrec_spark.lm.precision import DTYPES, gemm_flops
+from flmrec_spark.lm import native
+from flmrec_spark.lm.precision import rates
 
 
 def describe(device: str) -> dict[str, Any]:
     """Hardware, versions and the measured GEMM peak of each precision in GFLOP/s."""
+    kernel = native.load(native.build()) if device == "cpu" else None
     return {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -27,9 +29,7 @@ def describe(device: str) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "peak_gflops": {
-            name: round(gemm_flops(dtype, device=device, seconds=0.5) / 1e9) for name, dtype in DTYPES.items()
-        },
+        "peak_gflops": {name: round(rate / 1e9) for name, rate in rates(device, kernel, seconds=0.5).items()},
     }
 
 

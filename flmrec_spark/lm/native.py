@@ -83,6 +83,16 @@ def cpu_level() -> str | None:
     return next((level for level, (needed, _) in LEVELS.items() if needed <= flags), None)
 
 
+def bundled(folder: Path) -> Built | None:
+    """The library that lies in a folder under its level's name, as `bundled_name` gives it."""
+    found = [Built(level, file) for level in LEVELS if (file := folder / bundled_name(level)).is_file()]
+    return found[0] if found else None
+
+
+def bundled_name(level: str) -> str:
+    return f"kernel-{level}.so"
+
+
 def load(built: Built | None) -> Kernel | None:
     """The kernel, or None when there is no library or this CPU lacks what it needs."""
     if built is None or platform.machine() != "x86_64" or not LEVELS[built.level][0] <= _cpu_flags():
@@ -117,7 +127,7 @@ class Kernel:
         return self._segment_functions.get(dtype) is not None and width % (_WIDTH * 4 // dtype.itemsize) == 0
 
     def pack_query(self, query: Tensor) -> Tensor:
-        """(H, N, E), scaled -> (H, E / 2, N', 2) in bf16, (H, E, N', 1) in fp32; N' is the next multiple of a tile."""
+        """(H, N, E), scaled -> (H, E / 2, N', 2) in bf16, (H, E, N', 1) in fp32; N' leaves a tile."""
         n_heads, n_items, width = query.shape
         each = 2 if query.dtype == torch.bfloat16 else 1
         padded = query.new_zeros(n_heads, self._padded(n_items), width)
@@ -139,7 +149,7 @@ class Kernel:
     def attend(
         self, query: Tensor, own: Tensor, own_lse: Tensor, user: tuple[Tensor, Tensor, int], block: slice
     ) -> Tensor:
-        """Attention (T, H * E) of the items block.start .. block.stop - 1; block.start is a multiple of a tile.
+        """Attention (T, H * E) of the items block.start .. block.stop - 1.
 
         Args:
           query, own_lse: as packed above.
@@ -207,7 +217,7 @@ class Kernel:
         return product
 
     def _padded(self, n_items: int) -> int:
-        return n_items + -n_items % self.tile
+        return n_items + -n_items % self.tile + self.tile  # a tile may begin anywhere and end behind the last item
 
 
 def _address(tensor: Tensor) -> ctypes.c_void_p:

@@ -12,6 +12,7 @@ Shapes: N items, T items of a block, P user tokens, D hidden, H heads, E = D / H
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.lm.attention import attention_of
 from flmrec_spark.lm.checkpoint import Calibration
 from flmrec_spark.lm.kernels import pack_linears, quantize_linears
-from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates
+from flmrec_spark.lm.memory import Blocks
+from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates, concatenated
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.segments import TokenBlock
@@ -54,7 +56,7 @@ class Scorer:
 
     Args:
       model: in eval mode; a copy of it is converted to a precision below float32.
-      tokens: item segments, N rows.
+      tokens: item segments, N rows; none for a scorer that only encodes.
       item_bias: learned offsets, float64 (N,); zeros where there are none.
       packed: multiply with `kernels.PackedLinear`, on a CPU; in a copy of the model.
       kernel: attend with it in a last-layer join, on a CPU, where it fits the model.
@@ -88,7 +90,14 @@ class Scorer:
         width = family.hidden // family.n_heads
         self.attention = attention_of(kernel if device == "cpu" else None, self.dtype, width)
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
-        found = self._load_states(states) if states is not None else self._encode(tokens)
+        kind = torch.device(device).type
+        self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
+        self._last_blocks = Blocks(_LAST_BLOCK[kind])
+        found = None
+        if states is not None:
+            found = self._load_states(states)
+        elif model.join != "full" and len(tokens):
+            found = self._laid_out(self.encode(tokens))
         bias = np.zeros(len(tokens)) if item_bias is None else item_bias
         self.items = ItemPart(tokens, found, bias)
 
@@ -110,38 +119,44 @@ class Scorer:
         """Logits of one user for items that need not be in the catalogue: float64 (len(items),), without bias terms."""
         users, n_tokens = self._user(user)
         states = None if self.model.join == "full" else self.model.encode_users(users, n_tokens)
-        size = _EARLY_BLOCK[torch.device(self.device).type]
         result = np.zeros(len(items))
-        for start in range(0, len(items), size):
-            block = items.take(np.arange(start, min(start + size, len(items))))
-            ids, lengths = self._tensors(block, 0, size)
+
+        def score_block(start: int, stop: int) -> None:
+            block = items.take(np.arange(start, stop))
+            ids, lengths = self._tensors(block, 0, stop - start)
             if states is None:
                 logits = self.model.pair(users.expand(len(ids), -1), n_tokens.expand(len(ids)), ids, lengths)
             else:
                 grid = torch.arange(len(ids), device=self.device)[None]
                 logits = self.model.join_items(states, self.model.encode_items(ids, lengths), grid)[0]
-            result[start : start + size] = logits.double().cpu().numpy()
+            result[start:stop] = logits.double().cpu().numpy()
+
+        self._early_blocks.run(len(items), score_block)
         return result
 
     @torch.inference_mode()
-    def save_states(self, file: Path) -> None:
-        """Writes the item states, for other processes to map into their memory."""
-        states = self.items.states
-        save_file({name: getattr(states, name).contiguous() for name in _STATES} if states is not None else {}, file)
+    def encode(self, tokens: TokenBlock) -> ItemStates:
+        """States of some items, as the model gives them; not for `join: full`."""
+        blocks = []
 
-    def _load_states(self, file: Path) -> ItemStates | None:
-        tensors = load_file(file, device=self.device)
-        return ItemStates(*[tensors[name] for name in _STATES]) if tensors else None
+        def encode_block(start: int, stop: int) -> None:
+            ids, lengths = self._tensors(tokens, start, stop)
+            blocks.append(self.model.encode_items(ids, lengths))
+
+        self._encode_blocks.run(len(tokens), encode_block)
+        return concatenated(blocks)
 
     @torch.inference_mode()
-    def _encode(self, tokens: TokenBlock) -> ItemStates | None:
-        if self.model.join == "full":
-            return None
-        blocks = []
-        for start in range(0, len(tokens), _ENCODE_BLOCK):
-            ids, lengths = self._tensors(tokens, start, start + _ENCODE_BLOCK)
-            blocks.append(self.model.encode_items(ids, lengths))
-        states = ItemStates(*[torch.cat([getattr(block, name) for block in blocks]) for name in _STATES])
+    def save_states(self, states: ItemStates, file: Path) -> None:
+        """Writes what `encode` gave, as the kernel reads it, for processes to map into their memory."""
+        laid_out = self._laid_out(states)
+        save_file({name: getattr(laid_out, name).contiguous() for name in _STATES}, file)
+
+    def _load_states(self, file: Path) -> ItemStates:
+        tensors = load_file(file, device=self.device)
+        return ItemStates(*[tensors[name] for name in _STATES])
+
+    def _laid_out(self, states: ItemStates) -> ItemStates:
         return self.attention.items(states) if self.is_last else states
 
     def _user(self, user: list[int]) -> tuple[Tensor, Tensor]:
@@ -161,31 +176,33 @@ class Scorer:
         if self.is_last and index is not None:
             states = self.attention.take(states, index)
         n_items = len(states.hidden) if self.is_last or index is None else len(index)
-        size = (_LAST_BLOCK if self.is_last else _EARLY_BLOCK)[torch.device(self.device).type]
         logits = torch.empty(n_items, device=self.device)
-        starts = range(0, n_items, size)
-        blocks = [slice(start, min(start + size, n_items)) for start in starts]
+
+        def score_block(start: int, stop: int) -> None:
+            grid = torch.arange(start, stop, device=self.device) if index is None else index[start:stop]
+            logits[start:stop] = self.model.join_items(user, states, grid[None])[0]
+
         if self.is_last:
-            self._score_last_layer(user, states, blocks, logits)
-            return logits
-        for block in blocks:
-            grid = torch.arange(block.start, block.stop, device=self.device) if index is None else index[block]
-            logits[block] = self.model.join_items(user, states, grid[None])[0]
+            self._last_blocks.run(n_items, self._last_layer(user, states, logits))
+        else:
+            self._early_blocks.run(n_items, score_block)
         return logits
 
-    def _score_last_layer(self, user: UserStates, items: ItemStates, blocks: list[slice], logits: Tensor) -> None:
-        """The last layer of one token for each item, written to logits (N,)."""
+    def _last_layer(self, user: UserStates, items: ItemStates, logits: Tensor) -> Callable[[int, int], None]:
+        """What writes the logits of the items start .. stop - 1: the last layer of one token each."""
         model = self.model
         known = self.attention.user(user.keys[0][0], user.values[0][0])
         # head() is linear in the item's state: one vector and one number of the user
         direction = model.item_weight + model.dot * user.pooled[0].float() / user.pooled.shape[1]  # (D,)
         constant = user.pooled[0].float() @ model.user_weight + model.offset
-        for block in blocks:
-            attended = self.attention.attend(items, known, block)
-            hidden = model.family.finish(
-                model.family.n_layers - 1, items.hidden[block], attended, feed_forward=model.join != "attention"
-            )
-            torch.addmv(constant, hidden.float(), direction, out=logits[block])
+
+        def score_block(start: int, stop: int) -> None:
+            attended = self.attention.attend(items, known, slice(start, stop))
+            layer, feed_forward = model.family.n_layers - 1, model.join != "attention"
+            hidden = model.family.finish(layer, items.hidden[start:stop], attended, feed_forward=feed_forward)
+            torch.addmv(constant, hidden.float(), direction, out=logits[start:stop])
+
+        return score_block
 
 
 def _kernel_for_int8(kernel: Kernel | None, device: str) -> Kernel:

@@ -92,6 +92,10 @@ class Segmenter:
             taken += 1
         return UserSegment([self.start, *head, *ids, self.end], len(history) - taken)
 
+    def entry_tokens(self, item: Fields) -> int:
+        """Tokens that a liked item takes in a history."""
+        return len(self._entry(Interaction(item, True)))
+
     def user_text(self, text: str) -> list[int]:
         """A user segment from text that is already rendered; its end is cut, where the oldest history stands."""
         return [self.start, *self._encode_all([text])[0][: self.user_tokens - 2], self.end]

@@ -1,21 +1,22 @@
 """What a scoring process holds: the unpacked bundle, the model and the catalogue, loaded once per process.
 
 A bundle is one tar of the checkpoint's files and the items. It is unpacked once per executor, under its digest
-and behind a lock, and verified there; the item states are computed by the first process that comes and mapped
-into the memory of the others.
+and behind a lock, and verified there; the item states are computed once per executor, by all of its processes together,
+and mapped into the memory of each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -25,22 +26,30 @@ from filelock import FileLock
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
-from flmrec_spark.lm import checkpoint, manifest
+from flmrec_spark.lm import checkpoint, item_states, manifest, native
 from flmrec_spark.lm.checkpoint import Biases, Checkpoint
+from flmrec_spark.lm.native import Built, Kernel
 from flmrec_spark.lm.scorer import Index, Scorer
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
+
+log = logging.getLogger("flmrec")
 
 ITEMS_FILE = "items.arrow"
 TOKENS, IS_LISTED = "_flmrec_tokens", "_flmrec_is_listed"  # beside columns of any name
 _CHECKPOINT = "checkpoint"
 
 
-def pack(checkpoint_folder: Path, items: pa.Table, target: Path) -> None:
-    """Writes a bundle: the manifest's files and the items, which carry their tokens and whether they may be listed."""
+def pack(checkpoint_folder: Path, items: pa.Table, target: Path, *, kernel: Built | None = None) -> None:
+    """Writes a bundle: the manifest's files, the kernel's library where the driver could build it, and the items.
+
+    The items carry their tokens and whether they may be listed.
+    """
     names = [manifest.NAME, *manifest.files(checkpoint_folder)]
     with tarfile.open(target, "w") as archive:
         for name in names:
             archive.add(checkpoint_folder / name, arcname=f"{_CHECKPOINT}/{name}")
+        if kernel is not None:
+            archive.add(kernel.file, arcname=native.bundled_name(kernel.level))
         sink = io.BytesIO()
         with pa.ipc.new_file(sink, items.schema) as writer:
             writer.write_table(items)
@@ -121,33 +130,69 @@ class Worker:
         return rows
 
 
+class Means(TypedDict):
+    """What a process multiplies with; arguments of a Scorer."""
+
+    precision: str
+    device: str
+    packed: bool
+    kernel: Kernel | None
+
+
 _LOADED: dict[tuple[str, str, bool, str], Worker] = {}
+_LOADS: list[str] = []  # device of every model that this process has loaded
 
 
-def load(folder: Path, *, precision: str, packed: bool, device: str, threads: int) -> Worker:
-    """The worker of a bundle, loaded once in this process; torch uses `threads` of the task's cores."""
-    torch.set_num_threads(threads)
+def use_threads(n: int) -> None:
+    """torch uses n threads of this process from now on: the cores that Spark gave the task."""
+    torch.set_num_threads(n)
+
+
+def load(folder: Path, *, precision: str, packed: bool, device: str) -> Worker:
+    """The worker of a bundle, loaded once in this process."""
     packed = packed and device == "cpu"
     key = (str(folder), precision, packed, device)
     if key not in _LOADED:
         _LOADED.clear()  # a new run's model replaces the old one's memory
         _LOADED[key] = _load(folder, precision, packed, device)
+        _LOADS.append(device)
     return _LOADED[key]
 
 
-def _load(folder: Path, precision: str, packed: bool, device: str) -> Worker:
-    found = checkpoint.read(folder / _CHECKPOINT)
+def n_loads() -> int:
+    """How often this process has loaded a model: once in a run, unless a second model came between."""
+    return len(_LOADS)
+
+
+def opened(folder: Path) -> tuple[Checkpoint, Catalogue]:
+    """What an unpacked bundle holds. Raises CheckpointError when its items are damaged."""
     try:
         with pa.memory_map(str(folder / ITEMS_FILE)) as source:
             catalogue = Catalogue(pa.ipc.open_file(source).read_all())
     except (OSError, pa.ArrowException) as fault:
         raise CheckpointError(f"{folder / ITEMS_FILE}: damaged: {fault}") from fault
+    return checkpoint.read(folder / _CHECKPOINT), catalogue
+
+
+def kernel_of(folder: Path, device: str) -> Kernel | None:
+    """The kernel of an unpacked bundle; None on a GPU, without a library, or where this CPU cannot run it."""
+    built = native.bundled(folder) if device == "cpu" else None
+    kernel = native.load(built)
+    if built is not None and kernel is None:
+        log.warning("score: this CPU lacks what the driver's kernel needs (%s): torch attends, slower", built.level)
+    return kernel
+
+
+def _load(folder: Path, precision: str, packed: bool, device: str) -> Worker:
+    found, catalogue = opened(folder)
     segmenter, biases = found.segmenter(), found.biases()
     listed = catalogue.table.filter(catalogue.table[IS_LISTED])
     tokens = segmenter.block(listed[TOKENS].to_pylist())
     item_bias = np.array([biases.item.get(item, 0.0) for item in listed[c.ITEM_ID].to_pylist()])
-    states = folder / f"states-{precision}-{'packed' if packed else 'plain'}-{device}"
-    scorer = _scorer(found, tokens, item_bias, states, precision=precision, packed=packed, device=device)
+    kernel = kernel_of(folder, device)
+    form = f"{'packed' if packed else 'plain'}-{'torch' if kernel is None else 'kernel'}"
+    means: Means = {"precision": precision, "device": device, "packed": packed, "kernel": kernel}
+    scorer = _scorer(found, tokens, item_bias, folder / f"states-{precision}-{form}-{device}", means)
     return Worker(segmenter, scorer, catalogue, biases)
 
 
@@ -156,27 +201,20 @@ def _scorer(
     tokens: TokenBlock,
     item_bias: Any,
     states: Path,
-    *,
-    precision: str,
-    packed: bool,
-    device: str,
+    means: Means,
 ) -> Scorer:
     model = found.model()
-    with FileLock(f"{states}.lock"):
-        if not states.exists():
-            draft = states.with_suffix(".draft")
-            Scorer(model, tokens, precision=precision, device=device, packed=packed).save_states(draft)
-            draft.rename(states)
+    if model.join != "full" and not states.exists():
+        encoder = Scorer(model, tokens.take(np.arange(0)), **means)
+        item_states.make(tokens, states, encode=encoder.encode, write=encoder.save_states)
     # The first process maps the file too: where a tensor lies in memory decides the last bits of a product.
     return Scorer(
         model,
         tokens,
         calibration=found.calibration,
         item_bias=item_bias,
-        precision=precision,
-        device=device,
-        packed=packed,
-        states=states,
+        **means,
+        states=None if model.join == "full" else states,
     )
 
 

@@ -22,6 +22,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.functions import pandas_udf
 
 from flmrec_spark import columns as c
+from flmrec_spark.stages.partitions import CostModel
+from flmrec_spark.stages.usage import Meter, Usage
 
 NO_CANDIDATES = "no item left to list"
 OUTPUT = (
@@ -46,15 +48,20 @@ class Bundle:
         """The loaded worker of this process; runs on executors, inside a task."""
         from flmrec_spark.lm import worker  # here: the driver needs no torch to plan the stage
 
+        folder, device = self.place()
+        return worker.load(folder, precision=self.precision, packed=self.packed, device=device)
+
+    def place(self) -> tuple[Path, str]:
+        """The unpacked bundle on this executor and the task's device; torch gets the task's threads."""
+        from flmrec_spark.lm import worker
+
         context = TaskContext.get()
         assert context is not None
         gpus = context.resources().get("gpu") if self.uses_gpu else None
         addresses = gpus.addresses if gpus is not None else [] if self.uses_gpu else None
         device = worker.device_of(addresses, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        folder = worker.unpack(Path(SparkFiles.getRootDirectory()) / "flmrec", self.digest, self._open)
-        return worker.load(
-            folder, precision=self.precision, packed=self.packed, device=device, threads=max(1, context.cpus())
-        )
+        worker.use_threads(max(1, context.cpus()))
+        return worker.unpack(Path(SparkFiles.getRootDirectory()) / "flmrec", self.digest, self._open), device
 
     def _open(self) -> Any:
         if self.broadcast is not None:
@@ -73,6 +80,30 @@ class Shipped:
     rejected: list[tuple[str, str]]  # (item_id, reason) of items that no prompt can show
     bundle: Bundle
     profile: ResourceProfile | None
+    cost: CostModel
+    usage: Usage  # what the tasks of this shipment tell of themselves
+
+
+def profile_columns(prompts: DataFrame) -> list[str]:
+    """The columns of `user_prompts` that a template may show."""
+    return [column for column in prompts.columns if column not in _RESERVED]
+
+
+def make_ready(spark: SparkSession, shipped: Shipped, *, tasks: int) -> DataFrame:
+    """Loads the model in every Python process and makes the item states of every executor, one row per task.
+
+    Args:
+      tasks: those that run at once: each finds a free slot, and all of an executor share the making of the states.
+    """
+    bundle, usage = shipped.bundle, shipped.usage
+
+    def load(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        with usage.task():
+            for batch in batches:
+                bundle.worker()
+                yield batch
+
+    return spark.range(0, tasks, 1, tasks).mapInArrow(load, "id long", profile=shipped.profile)
 
 
 def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
@@ -86,37 +117,50 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
       user_id, rank (1 is best), item_id, score (calibrated probability), has_history, history_cut (interactions
       that the token budget left out), reason. A user without a list has one row of rank 0 that says why.
     """
-    profile, bundle = [column for column in users.columns if column not in _RESERVED], shipped.bundle
+    profile = profile_columns(users)
+    bundle, usage = shipped.bundle, shipped.usage
 
     def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         worker = bundle.worker()
-        for batch in batches:
-            lists = [_list(user, worker, n) for user in _users(batch, worker, profile)]
-            yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
+        with usage.task() as meter:
+            for batch in batches:
+                with meter.busy():
+                    lists = [_list(user, worker, n, meter) for user in users_of(batch, worker.catalogue, profile)]
+                yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
     return planned.mapInArrow(score_batches, OUTPUT, profile=shipped.profile)
 
 
 @dataclass(frozen=True)
-class _User:
+class User:
     user_id: str
     profile: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[Any]  # segments.Interaction, of the items that are still in the catalogue
     excluded: Any  # places in the catalogue, int (E,)
     candidates: Any  # places in the catalogue, or None for all
 
 
-def _users(batch: pa.RecordBatch, worker: Any, profile: list[str]) -> Iterator[_User]:
-    """The users of a batch; item ids become places without a Python object per id."""
-    excluded, candidates = (_places(batch.column(name), worker) for name in (c.EXCLUDED, c.CANDIDATES))
-    rows = batch.select([c.USER_ID, c.HISTORY, *profile]).to_pylist()
-    for row, own, asked in zip(rows, excluded, candidates, strict=True):
-        yield _User(row[c.USER_ID], {name: row[name] for name in profile}, row[c.HISTORY], own, asked)
+def users_of(batch: pa.RecordBatch, catalogue: Any, profile: list[str]) -> Iterator[User]:
+    """The users of a batch of `user_prompts`; item ids become places without a Python object per id."""
+    from flmrec_spark.lm.segments import Interaction
+
+    excluded, candidates = (_places(batch.column(name), catalogue) for name in (c.EXCLUDED, c.CANDIDATES))
+    entries = batch.column(c.HISTORY).flatten()
+    places = catalogue.places(entries.field(c.ITEM_ID))
+    liked, values = entries.field(c.IS_LIKED).to_pylist(), entries.field(c.VALUE).to_pylist()
+    sizes = batch.column(c.HISTORY).value_lengths().fill_null(0).to_pylist()
+    rows, fields, end = batch.select([c.USER_ID, *profile]).to_pylist(), catalogue.fields, 0
+    for row, size, own, asked in zip(rows, sizes, excluded, candidates, strict=True):
+        end += size
+        history = [
+            Interaction(fields[places[at]], liked[at], values[at]) for at in range(end - size, end) if places[at] >= 0
+        ]
+        yield User(row[c.USER_ID], {name: row[name] for name in profile}, history, own, asked)
 
 
-def _places(lists: pa.ListArray, worker: Any) -> list[Any]:
-    flat = worker.catalogue.places(lists.flatten())
+def _places(lists: pa.ListArray, catalogue: Any) -> list[Any]:
+    flat = catalogue.places(lists.flatten())
     sizes = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     parts = np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else []
     return [
@@ -125,19 +169,13 @@ def _places(lists: pa.ListArray, worker: Any) -> list[Any]:
     ]
 
 
-def _list(user: _User, worker: Any, n: int) -> pa.RecordBatch:
+def _list(user: User, worker: Any, n: int, meter: Meter) -> pa.RecordBatch:
     from flmrec_spark.lm.scorer import best
-    from flmrec_spark.lm.segments import TOO_LONG_USER, Interaction
+    from flmrec_spark.lm.segments import TOO_LONG_USER
 
-    fields = worker.catalogue.fields
-    places = worker.catalogue.places(pa.array([entry[c.ITEM_ID] for entry in user.history], pa.string()))
-    history = [
-        Interaction(fields[place], entry[c.IS_LIKED], entry[c.VALUE])
-        for place, entry in zip(places, user.history, strict=True)
-        if place >= 0  # the item has left the catalogue since
-    ]
-    segment = worker.segmenter.user(user.profile, history)
-    has_history = len(history) > 0
+    meter.add(users=1)
+    segment = worker.segmenter.user(user.profile, user.history)
+    has_history = len(user.history) > 0
     if segment is None:
         return _rows(user, has_history, 0, reason=TOO_LONG_USER)
     is_left = np.ones(len(worker.catalogue.listed), dtype=bool)
@@ -149,6 +187,7 @@ def _list(user: _User, worker: Any, n: int) -> pa.RecordBatch:
         return _rows(user, has_history, segment.n_cut, reason=NO_CANDIDATES)
     bias = worker.biases.user.get(user.user_id, 0.0)
     values = worker.scorer.score(segment.ids, user_bias=bias, items=asked)
+    meter.add(pairs=len(values), user_tokens=len(segment.ids))
     top = best(values, n, allowed=is_left if asked is None else None)
     listed = worker.catalogue.listed[top if asked is None else asked[top]]
     return _rows(
@@ -161,7 +200,7 @@ def _known(rows: Any) -> Any:
 
 
 def _rows(
-    user: _User, has_history: bool, n_cut: int, *, items: Any = None, values: Any = None, reason: str | None = None
+    user: User, has_history: bool, n_cut: int, *, items: Any = None, values: Any = None, reason: str | None = None
 ) -> pa.RecordBatch:
     n = 1 if items is None else len(items)
     first = 0 if items is None else 1

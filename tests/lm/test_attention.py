@@ -64,7 +64,7 @@ def test_the_kernel_scores_some_of_the_items_as_it_scores_all(join):
 def test_states_that_were_saved_give_the_same_scores(tmp_path):
     model, items = model_of("layer"), items_of(40)
     first = Scorer(model, items, kernel=KERNEL)
-    first.save_states(tmp_path / "states")
+    first.save_states(first.encode(items), tmp_path / "states")
     again = Scorer(model, items, kernel=KERNEL, states=tmp_path / "states")
     np.testing.assert_array_equal(again.logits(USER), first.logits(USER))
 

@@ -11,7 +11,7 @@ from flmrec_spark.lm import precision
 @pytest.mark.parametrize(("gain", "chosen"), [(1.0, "fp32"), (1.29, "fp32"), (1.31, "bf16"), (8.0, "bf16")])
 def test_auto_takes_bf16_only_where_it_is_clearly_faster(monkeypatch, gain, chosen):
     monkeypatch.setattr(
-        precision, "gemm_flops", lambda dtype, *, device: 1e9 * (gain if dtype == torch.bfloat16 else 1.0)
+        precision, "gemm_flops", lambda dtype, *, device, seconds: 1e9 * (gain if dtype == torch.bfloat16 else 1.0)
     )
     assert precision.resolve("auto") == chosen
 

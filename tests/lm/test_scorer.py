@@ -85,11 +85,11 @@ def test_a_subset_has_the_logits_of_the_full_pass(join, join_layer, small_blocks
         np.testing.assert_allclose(scorer.logits(USERS[0], items=index), every[index], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("join", "join_layer"), FORMS)
+@pytest.mark.parametrize(("join", "join_layer"), [form for form in FORMS if form[0] != "full"])
 def test_every_process_that_maps_saved_states_gives_the_same_bits(join, join_layer, tmp_path: Path):
     model = segmented(join, join_layer)
     encoded = Scorer(model, catalog())
-    encoded.save_states(tmp_path / "states")
+    encoded.save_states(encoded.encode(catalog()), tmp_path / "states")
     mapped = [Scorer(model, catalog(), states=tmp_path / "states") for _ in range(4)]
     for user in USERS:
         first, *others = [scorer.logits(user) for scorer in mapped]

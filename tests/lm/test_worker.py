@@ -116,11 +116,11 @@ def test_processes_that_come_at_once_open_it_once(bundle, tmp_path):
 
 @pytest.fixture
 def loaded(unpacked: Path) -> worker.Worker:
-    return worker.load(unpacked, precision="fp32", packed=False, device="cpu", threads=1)
+    return worker.load(unpacked, precision="fp32", packed=False, device="cpu")
 
 
 def test_a_process_loads_once(loaded, unpacked):
-    assert worker.load(unpacked, precision="fp32", packed=False, device="cpu", threads=1) is loaded
+    assert worker.load(unpacked, precision="fp32", packed=False, device="cpu") is loaded
 
 
 def test_a_loaded_worker_scores_as_the_checkpoint_does(loaded, unpacked):
@@ -139,7 +139,7 @@ def test_a_loaded_worker_scores_as_the_checkpoint_does(loaded, unpacked):
 def test_the_next_process_gives_the_same_bits(loaded, unpacked, monkeypatch):
     monkeypatch.setattr(worker, "_LOADED", {})
     monkeypatch.delattr(Scorer, "save_states")  # the states are there
-    other = worker.load(unpacked, precision="fp32", packed=False, device="cpu", threads=1)
+    other = worker.load(unpacked, precision="fp32", packed=False, device="cpu")
     assert other is not loaded
     np.testing.assert_array_equal(other.scorer.score([2, 5, 6, 3]), loaded.scorer.score([2, 5, 6, 3]))
 
@@ -157,7 +157,7 @@ def test_damaged_items_are_named(unpacked, monkeypatch):
     monkeypatch.setattr(worker, "_LOADED", {})
     (unpacked / worker.ITEMS_FILE).write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"items.arrow: damaged"):
-        worker.load(unpacked, precision="fp32", packed=False, device="cpu", threads=1)
+        worker.load(unpacked, precision="fp32", packed=False, device="cpu")
 
 
 def test_a_task_without_a_gpu_runs_on_the_cpu(monkeypatch):

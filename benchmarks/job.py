@@ -1,0 +1,250 @@
+"""The whole nightly job by spark-submit over MovieLens-1M's shape: wall time and its split, memory, scaling.
+
+    python benchmarks/job.py [--only base ...] [--users 6040] [--items 3706] [--n 100] [--json FILE]
+
+Users, items and ratings are made from a seed; the model is build/demo/model where it is, else MiniLM-L6's shape with
+random weights. `scorer_s` is the time of the scorer alone: the same prompts in a plain loop, one process per core,
+extrapolated from a sample of the users; `spark_share` is what of the wall time it does not explain. `dry_run_s` is what
+--dry-run said before. Everything is made in a temporary folder, which is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyspark
+import torch
+import yaml
+from deltalake import write_deltalake
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from flmrec_spark.lm import checkpoint, processes
+from flmrec_spark.lm.checkpoint import Biases, Calibration
+from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.kernels import can_pack
+from flmrec_spark.lm.machine import describe, show, write
+from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.precision import DTYPES
+from flmrec_spark.lm.scorer import Scorer, best
+from flmrec_spark.lm.segments import Interaction, Segmenter
+from flmrec_spark.prompts import load_template
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "build/demo/model"
+USER_TOKENS, ITEM_TOKENS, HISTORY_LENGTH = 100, 24, 30
+PARTS = ("start", "ship", "items", "score", "write")
+CASES = ("base", "attention", "cores1", "executors1", "executors2", "users1", "users2", "users4")
+SHOWN = ("precision", "users", "items", *[f"{part}_s" for part in PARTS], "peak_rss_gb", "peak_pss_gb")
+ALONE_USERS = 100  # of each process
+
+User = tuple[dict[str, Any], list[dict[str, Any]]]  # profile, items of the history, newest first
+
+
+@dataclass(frozen=True)
+class Made:
+    items: list[dict[str, Any]]
+    users: list[User]
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parse(argv)
+    rows: list[dict[str, Any]] = []
+    for case in arguments.only:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(run_case(arguments, case, Path(folder)))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    show("by time and memory", [{name: row[name] for name in ("name", "wall_s", *SHOWN)} for row in rows])
+    show("by pairs and cores", [{name: value for name, value in row.items() if name not in SHOWN} for row in rows])
+    write(arguments.json, describe("cpu"), rows)
+    return 0
+
+
+def run_case(arguments: argparse.Namespace, case: str, folder: Path) -> dict[str, Any]:
+    """Makes the case's data and runs the job over it, once dry where the case is `base` or `attention`."""
+    cores = 1 if case in ("cores1", "executors1") else arguments.cores
+    executors = int(case[-1]) if case.startswith("executors") else 1
+    master = f"local-cluster[{executors},1,1024]" if "executors" in case else f"local[{cores}]"
+    users, items, join = arguments.users, arguments.items, "attention" if case == "attention" else "layer"
+    if case.startswith("users"):
+        users, items = int(case[-1]) * users, arguments.scaling_items
+    made = make(folder, users=users, items=items, join=join, is_tiny=arguments.tiny)
+    settings = {"precision": arguments.precision, "n": arguments.n}
+    dry_s = scorer_s = None
+    if case in ("base", "attention"):
+        dry_s = submit(folder, master, "--dry-run", **settings)[0]["seconds"]["wall"]
+    told, done = submit(folder, master, **settings)
+    if dry_s is not None:
+        scorer_s = scorer_alone(folder, made, users=users, cores=cores, precision=told["precision"])
+    return {
+        "name": case,
+        "join": join,
+        "precision": told["precision"],
+        "master": master,
+        "executors": executors,
+        "users": users,
+        "items": items,
+        "pairs": told["pairs"],
+        "pairs_per_s": told["pairs"] / done.wall_s,
+        "wall_s": done.wall_s,
+        **{f"{part}_s": told["seconds"][part] for part in PARTS},
+        "peak_rss_gb": done.peak_rss_gb,
+        "peak_pss_gb": done.peak_pss_gb,
+        "dry_run_s": dry_s,
+        "dry_run_error": None if dry_s is None else dry_s / done.wall_s - 1.0,
+        "scorer_s": scorer_s,
+        "spark_share": None if scorer_s is None else 1.0 - scorer_s / done.wall_s,
+    }
+
+
+def submit(folder: Path, master: str, *flags: str, precision: str, n: int) -> tuple[dict[str, Any], processes.Finished]:
+    """(what the job's last line says, the process). Raises RuntimeError with the job's errors when it fails."""
+    home = folder / "spark"  # a local cluster works below its Spark's home
+    if not home.exists():
+        home.mkdir()
+        for part in Path(pyspark.__file__).parent.iterdir():
+            (home / part.name).symlink_to(part)
+    environment = {**os.environ, "SPARK_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    job = [str(ROOT / "jobs/score.py"), "--config", str(folder / "config.yaml"), *flags]
+    settings = [f"score.precision={precision}", f"score.n={n}"]
+    done = processes.run(["spark-submit", "--master", master, *job, *settings], environment, folder)
+    if done.code:
+        raise RuntimeError(f"spark-submit: exit code {done.code}: {done.errors[-2000:]}{done.output[-2000:]}")
+    return json.loads(done.output.strip().splitlines()[-1]), done
+
+
+def make(folder: Path, *, users: int, items: int, join: str, is_tiny: bool) -> Made:
+    """Writes tables, checkpoint and config of a made world."""
+    random = np.random.default_rng(1)
+    backbone, tokenizer = pretrained(is_tiny)
+    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) >= 4)
+    titles = [" ".join(random.choice(words, random.integers(3, 8))) for _ in range(items)]
+    genres = [" ".join(random.choice(words[:18], random.integers(1, 4))) for _ in range(items)]
+    texts = enumerate(zip(titles, genres, strict=True))
+    item_rows = [{"item_id": str(at), "title": title, "genres": kind} for at, (title, kind) in texts]
+    user_rows = [{"user_id": str(at), "age": str(random.integers(18, 60))} for at in range(users)]
+    history = made_history(random, users, items)
+    for name, table in (("items", item_rows), ("users", user_rows)):
+        write_deltalake(str(folder / "tables" / name), pa.Table.from_pylist(table))
+    write_deltalake(str(folder / "tables/interactions"), interactions(history, random))
+    write_checkpoint(folder / "checkpoint", backbone, tokenizer, join)
+    tables = {"root": str(folder / "tables"), "database": "benchmark", "metastore": str(folder / "metastore")}
+    unused = {"prepare": {"interactions": {"path": "none", "format": "csv"}}, "model": {"path": "none"}}
+    config = {**unused, "tables": tables, "checkpoint": str(folder / "checkpoint")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    newest = [[item_rows[at] for at in row[::-1][:HISTORY_LENGTH]] for row in history]
+    return Made(item_rows, [({"age": row["age"]}, own) for row, own in zip(user_rows, newest, strict=True)])
+
+
+def write_checkpoint(folder: Path, backbone: Any, tokenizer: Any, join: str) -> None:
+    places = {"item_position": USER_TOKENS, "item_tokens": ITEM_TOKENS}
+    last = backbone.config.num_hidden_layers - 1
+    model = SegmentedModel(backbone, join=join, join_layer=last, **places).eval()
+    for weight in (model.item_weight, model.user_weight):
+        weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    settings = {"user_tokens": USER_TOKENS, "item_tokens": ITEM_TOKENS, "history_length": HISTORY_LENGTH}
+    own = Segmenter(tokenizer, load_template("en"), **settings)
+    rest: dict[str, Any] = {"biases": Biases({}, {}), "calibration": Calibration(), "metrics": {}, "config": {}}
+    checkpoint.save(folder, model=model, segmenter=own, **rest)
+
+
+def made_history(random: np.random.Generator, users: int, items: int) -> list[Any]:
+    """Items of each user, oldest first: MovieLens-1M's lengths (at least 20, mean 166), popular items more often."""
+    popularity, found = -np.log(np.arange(items) + 10.0), []
+    for length in np.minimum(20 + random.lognormal(4.2, 1.1, users), 0.6 * items).astype(int):
+        drawn = popularity + random.gumbel(size=items)  # the largest are a draw without replacement
+        found.append(random.permutation(np.argpartition(-drawn, length - 1)[:length]))
+    return found
+
+
+def interactions(history: Sequence[Any], random: np.random.Generator) -> pa.Table:
+    lengths = [len(row) for row in history]
+    ratings = random.integers(1, 6, sum(lengths)).astype(float)
+    return pa.table(
+        {
+            "user_id": pa.array(np.repeat(np.arange(len(lengths)), lengths)).cast(pa.string()),
+            "item_id": pa.array(np.concatenate(history)).cast(pa.string()),
+            "moment": pa.array(np.concatenate([np.arange(1, length + 1) for length in lengths]), pa.int32()),
+            "value": pa.array(ratings),
+            "is_liked": pa.array(ratings >= 4),
+            "split": pa.array(["train"] * sum(lengths)),
+        }
+    )
+
+
+def pretrained(is_tiny: bool) -> tuple[Any, Any]:
+    """The demo's model and tokenizer; else random weights of MiniLM-L6's shape and a vocabulary of made words."""
+    if MODEL.is_dir() and not is_tiny:
+        return load_backbone(MODEL), checkpoint.load_tokenizer(MODEL)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    parts = [first + last for first in "bdfgklmnprst" for last in "aeiou"]
+    vocabulary = [*special, "user", "age", "liked", "disliked", "genres", ":", ";", *"0123456789"]
+    vocabulary += [a + b + c for a in parts[:20] for b in parts for c in parts[:20]]
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    hidden, n_layers, inner = (24, 3, 48) if is_tiny else (384, 6, 1536)
+    shape: dict[str, Any] = {"hidden_size": hidden, "num_hidden_layers": n_layers, "intermediate_size": inner}
+    torch.manual_seed(1)
+    backbone: Any = BertModel(BertConfig(**shape, num_attention_heads=12), add_pooling_layer=False)
+    tokenizer: Any = PreTrainedTokenizerFast
+    return backbone.train(False), tokenizer(tokenizer_object=made, **names)
+
+
+def scorer_alone(folder: Path, made: Made, *, users: int, cores: int, precision: str) -> float:
+    """Seconds for all users, as a loop over a sample of them in a process per core has it."""
+    sample = made.users[: cores * ALONE_USERS]
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        tasks = [(folder / "checkpoint", made.items, sample[at::cores], precision) for at in range(cores)]
+        return sum(pool.starmap(seconds_per_user, tasks)) / cores * users / cores
+
+
+def seconds_per_user(folder: Path, items: list[dict[str, Any]], users: Sequence[User], precision: str) -> float:
+    """Of one process with one thread, when the model and the item states are there."""
+    torch.set_num_threads(1)
+    found = checkpoint.read(folder)
+    segmenter = found.segmenter()
+    segments = [segment for segment in segmenter.items(items) if segment]
+    scorer = Scorer(found.model(), segmenter.block(segments), precision=precision, packed=can_pack())
+
+    def work(profile: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        user = segmenter.user(profile, [Interaction(item, True) for item in history])
+        best(scorer.score(user.ids if user is not None else []), 100)
+
+    work(*users[0])
+    started = time.perf_counter()
+    for user in users:
+        work(*user)
+    return (time.perf_counter() - started) / len(users)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="job.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=f"some of {', '.join(CASES)}")
+    add("--users", type=int, default=6040)
+    add("--items", type=int, default=3706)
+    add("--scaling-items", type=int, default=500, help="items of the cases users1, users2 and users4")
+    add("--n", type=int, default=100, help="length of a list")
+    add("--cores", type=int, default=os.cpu_count() or 1, help="of base, attention and users*")
+    add("--precision", default="auto", choices=("auto", *DTYPES))
+    add("--tiny", action="store_true", help="a tiny model of random weights, to try the script")
+    add("--json", metavar="FILE")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

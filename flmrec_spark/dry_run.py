@@ -1,0 +1,108 @@
+"""What a scoring run will cost, from its own plan and a few users scored on every core; nothing is written.
+
+Start, shipping, planning and item states are done as the run does them, so their time is measured. The time to score
+is the operations of all users, by `lm.flops`, over the rate at which the tried users were scored with every slot busy.
+The time to write is that of the run's commits, in units of a small action of this session, and of its rows.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from rich.console import Console
+from rich.table import Table
+
+from flmrec_spark import columns as c
+from flmrec_spark import scoring
+from flmrec_spark.job import Job
+from flmrec_spark.lm.flops import item_flops
+from flmrec_spark.report.console import WIDTH
+from flmrec_spark.stages import partitions
+from flmrec_spark.stages.scores import Shipped, scores
+from flmrec_spark.stages.trial import sample
+
+_TRIAL_S = 2.0  # of scoring, on every slot
+_MOST = 200  # users tried on a slot
+_ACTIONS = 40  # small Spark actions that the commits and the audit of a run come to
+_ROW_S = 8e-6  # to stage, audit and publish a row of a list
+_TABLES = 2  # a list stands in top_n and in recommendations
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A few users that were scored."""
+
+    flops_per_s: float  # of one slot
+    rows_per_user: float
+    bytes_per_row: float  # as Parquet
+    action_s: float  # of a small Spark action
+
+
+def estimate(job: Job, shipped: Shipped, prompts: DataFrame, work: partitions.Work) -> None:
+    """Leaves the estimate in the job's `counts` and `seconds`, in the places of a real run, and prints it.
+
+    Args:
+      prompts: as `user_prompts.user_prompts`.
+      work: of all of them.
+    """
+    slots = scoring.slots(shipped)
+    tried = _try(job.spark, shipped, prompts, n=job.config.score.staged_n, slots=slots)
+    scoring.count(job, shipped)
+    rows = round(tried.rows_per_user * work.users)
+    once = item_flops(shipped.cost.shape, shipped.cost.item_tokens) * shipped.n_items
+    job.counts |= {
+        "users": work.users,
+        "pairs": work.pairs,
+        "tokens": work.user_tokens + round(shipped.cost.item_tokens * shipped.n_items),
+        "gflop": round((work.flops + once) / 1e9),
+        "rows": rows,
+        "table_mb": round(_TABLES * rows * tried.bytes_per_row / 1e6),
+    }
+    job.add_seconds("score", work.flops / (tried.flops_per_s * slots))
+    job.add_seconds("write", _ACTIONS * tried.action_s + _TABLES * rows * _ROW_S)
+    job.add_seconds("wall", sum(job.seconds.values()))
+    _show(job, slots)
+
+
+def _try(spark: SparkSession, shipped: Shipped, prompts: DataFrame, *, n: int, slots: int) -> Tried:
+    first, _, _ = _score(shipped, sample(prompts, slots), n=n, slots=slots)
+    n_users = min(_MOST, max(2, round(_TRIAL_S / first))) * slots
+    users = sample(prompts, n_users)
+    per_user, listed, users_tried = _score(shipped, users, n=n, slots=slots)
+    flops = partitions.measure(users, shipped.cost).flops / users_tried
+    sink = io.BytesIO()
+    pq.write_table(listed, sink)
+    started = time.perf_counter()
+    spark.range(100).groupBy((F.col("id") % 7).alias("group")).count().collect()
+    action_s = time.perf_counter() - started
+    rows = max(1, listed.num_rows)
+    return Tried(flops / per_user, rows / users_tried, sink.tell() / rows, action_s)
+
+
+def _score(shipped: Shipped, users: DataFrame, *, n: int, slots: int) -> tuple[float, pa.Table, int]:
+    """(seconds per user of one slot while all are busy, the lists, users)."""
+    before = shipped.usage.sums()
+    listed = scores(users.repartition(slots), shipped, n=n).where(F.col(c.RANK) > 0).toArrow()
+    after = shipped.usage.sums()
+    n_users = after["users"] - before.get("users", 0.0)
+    return (after["busy_s"] - before.get("busy_s", 0.0)) / n_users, listed, int(n_users)
+
+
+def _show(job: Job, slots: int) -> None:
+    counts, seconds = job.counts, job.seconds
+    table = Table("what", "expected", title="flmrec score --dry-run: nothing was written", title_justify="left")
+    for name in ("users", "items", "pairs", "tokens", "gflop", "rows"):
+        table.add_row(name, f"{counts[name]:,}")
+    table.add_row("precision", f"{job.versions['precision']} ({job.versions['precision_because']})")
+    table.add_row("tables, both", f"{counts['table_mb']:,} MB")
+    table.add_row("memory of all processes", f"{counts['peak_rss_mb'] / 1024:.1f} GiB")
+    table.add_row("time", f"{seconds['wall']:,.0f} s on {slots} cores or GPUs")
+    for name in ("start", "ship", "items", "score", "write"):
+        table.add_row(f"  {name}", f"{seconds[name]:,.1f} s")
+    Console(width=WIDTH).print(table)

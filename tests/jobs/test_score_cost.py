@@ -1,0 +1,158 @@
+"""What jobs/score.py tells of its cost: where the time went, how often a model was loaded, and what --dry-run says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyspark
+import pytest
+from pyspark.sql import SparkSession
+
+from flmrec_spark import dry_run
+from tests.jobs.test_score import COLD, copied, rows, run, runs, versions, world_rows
+from tests.prepared import write_prepared
+from tests.scored import write_checkpoint
+from tests.world import ITEMS
+
+ROOT = Path(__file__).parents[2]
+PARTS = {"start", "ship", "items", "score", "write"}
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cost")
+    write_prepared(folder / "tables", world_rows())
+    write_checkpoint(folder / "checkpoint")
+    return folder
+
+
+@pytest.fixture
+def world(spark: SparkSession, prepared: Path, tmp_path: Path) -> Path:
+    return copied(prepared, tmp_path / "world")
+
+
+def last_line(capsys: Capture) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_the_record_says_where_the_time_went_and_what_was_computed(world: Path, capsys: Capture) -> None:
+    assert run(world, "--run-id", "first") == 0
+    told = last_line(capsys)
+    seconds = told["seconds"]
+    assert set(seconds) == {*PARTS, "wall"}
+    assert all(seconds[part] > 0 for part in PARTS)
+    assert sum(seconds[part] for part in PARTS) == pytest.approx(seconds["wall"], rel=0.05, abs=0.3)
+    recorded = runs(world)["first"]
+    counts = dict(recorded["counts"])
+    assert {name: told[name] for name in counts} == counts
+    users = len(world_rows()["users"]) - 1  # one does not fit a prompt
+    assert counts["pairs"] == users * len(ITEMS)
+    assert counts["model_loads"] == counts["workers"] <= 2 * (os.cpu_count() or 1)
+    assert 200 < counts["peak_rss_mb"] < 20_000
+    assert dict(recorded["seconds"]).keys() == PARTS
+    assert dict(recorded["versions"])["precision"] == "fp32"
+
+
+def test_candidates_count_as_the_pairs_they_are(spark: SparkSession, world: Path, capsys: Capture) -> None:
+    pairs = [(COLD, item) for item in ITEMS[:5]] + [("u00", "no such item")]
+    spark.createDataFrame(pairs, "user_id string, item_id string").write.parquet(str(world / "pairs"))
+    asked = f"score.candidates={{path: {world / 'pairs'}, format: parquet}}"
+    assert run(world, asked, "score.min_coverage=0.05") == 0
+    assert last_line(capsys)["pairs"] == 5
+
+
+def test_auto_is_resolved_once_and_told(world: Path, capsys: Capture) -> None:
+    assert run(world, "--run-id", "auto", "score.precision=auto") == 0
+    told = last_line(capsys)
+    recorded = dict(runs(world)["auto"]["versions"])
+    assert told["precision"] == recorded["precision"] in ("fp32", "bf16")
+    assert "fp32 " in recorded["precision_because"]
+    assert "GFLOP/s" in recorded["precision_because"]
+
+
+def test_a_dry_run_writes_nothing_and_counts_what_a_run_counts(world: Path, capsys: Capture) -> None:
+    before = versions(world)
+    assert run(world, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    dry = json.loads(printed.splitlines()[-1])
+    assert "nothing was written" in printed
+    assert versions(world) == before
+    assert not any((world / "tables" / name).exists() for name in ("top_n", "recommendations", "rejects", "runs"))
+    assert run(world) == 0
+    real = last_line(capsys)
+    assert (dry["status"], dry["run_id"]) == ("dry run", "")
+    assert (dry["users"], dry["items"], dry["items_rejected"]) == (real["users"], real["items"], real["items_rejected"])
+    assert dry["pairs"] == dry["users"] * dry["items"]  # before it is known that one user does not fit
+    assert dry["tokens"] == pytest.approx(real["tokens"], rel=0.3)
+    assert dry["rows"] == pytest.approx(real["rows"], rel=0.1)
+    assert set(dry["seconds"]) == {*PARTS, "wall"}
+    assert dry["seconds"]["wall"] == pytest.approx(sum(dry["seconds"][part] for part in PARTS))
+    assert dry["gflop"] >= 0
+    assert dry["peak_rss_mb"] > 200
+
+
+def test_a_dry_run_that_fails_leaves_no_record(world: Path, capsys: Capture) -> None:
+    shutil.rmtree(world / "checkpoint")
+    assert run(world, "--dry-run", "--run-id", "x") == 4
+    assert "CheckpointError" in capsys.readouterr().err
+    assert not (world / "tables/runs").exists()
+
+
+def test_the_expected_time_is_the_work_over_the_rate_that_was_tried(
+    world: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for rate in (1e5, 1e6):
+        tried = dry_run.Tried(flops_per_s=rate, rows_per_user=3.0, bytes_per_row=20.0, action_s=0.1)
+        monkeypatch.setattr(dry_run, "_try", lambda *given, tried=tried, **named: tried)
+        assert run(world, "--dry-run") == 0
+        found.append(last_line(capsys)["seconds"]["score"])
+    slow, fast = found
+    work = slow - fast  # 9/10 of the slow one's time to score; the plan takes about the same twice
+    users = len(world_rows()["users"])
+    least = users * (2 * 3 * (4 * 24**2 + 2 * 24 * 48) * 10) / 1e5  # ten tokens a user through three layers, no item
+    assert work > 0.9 * least / (2 * (os.cpu_count() or 1))
+
+
+CLUSTER = """
+import sys
+if "pyspark.daemon" in sys.orig_argv:  # a GPU that is a CPU: what is counted is who loads a model for it
+    from flmrec_spark.lm import worker
+    worker.device_of = lambda addresses, visible: "cpu"
+"""
+
+
+def test_an_executor_loads_one_model_for_its_gpu_however_many_cores_it_has(prepared: Path, tmp_path: Path) -> None:
+    world = copied(prepared, tmp_path / "world")
+    home, gpus, patch = tmp_path / "spark", tmp_path / "gpus", tmp_path / "patch"
+    home.mkdir()
+    patch.mkdir()
+    for part in Path(pyspark.__file__).parent.iterdir():
+        (home / part.name).symlink_to(part)
+    (patch / "sitecustomize.py").write_text(CLUSTER)
+    gpus.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0"]}\'\n')
+    gpus.chmod(0o755)
+    settings = [
+        f"spark.{part}.resource.gpu.{name}={value}"
+        for part in ("worker", "executor")
+        for name, value in (("amount", "1"), ("discoveryScript", str(gpus)))
+    ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SPARK_HOME": str(home), "PYTHONPATH": f"{patch}{os.pathsep}{ROOT}"}
+    flags = [flag for setting in settings for flag in ("--conf", setting)]
+    job = [str(ROOT / "jobs/score.py"), "--config", str(world / "config.yaml"), "score.gpus_per_task=1"]
+    command = ["spark-submit", "--master", "local-cluster[1,2,1024]", *flags, *job, "score.partitions=6"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["workers"], told["model_loads"]) == (1, 1)
+    assert len(rows(world, "recommendations")) == told["rows"]
