@@ -12,7 +12,6 @@ Shapes: N items, T items of a block, P user tokens, D hidden, H heads, E = D / H
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flmrec_spark.lm.checkpoint import Calibration
+from flmrec_spark.lm.families.base import expanded
 from flmrec_spark.lm.kernels import pack_linears
 from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates
 from flmrec_spark.lm.precision import DTYPES
@@ -166,15 +166,16 @@ class Scorer:
 
     def _last_layer(self, user: UserStates, items: ItemStates, block: slice) -> Tensor:
         """Logits (T,) of a block of items: the last layer of one token each."""
-        logits = torch.bmm(items.query[:, block], user.keys[0][0].transpose(1, 2)).float()  # (H, T, P)
+        keys, values = (expanded(part[0][0], self.model.family.n_heads) for part in (user.keys, user.values))
+        logits = torch.bmm(items.query[:, block], keys.transpose(1, 2)).float()  # (H, T, P)
         own_logit = items.own_lse[:, block]  # (H, T)
         top = torch.maximum(logits.amax(-1), own_logit)
         weights = logits.sub_(top[..., None]).exp_()
         own_weight = (own_logit - top).exp_()
         total = weights.sum(-1).add_(own_weight)
-        attended = torch.bmm(weights.to(self.dtype), user.values[0][0])  # (H, T, E)
+        attended = torch.bmm(weights.to(self.dtype), values)  # (H, T, E)
         attended = torch.addcmul(attended.float(), items.own[:, block].float(), own_weight[..., None])
-        attended = attended.div_(total[..., None]).to(self.dtype).transpose(0, 1).flatten(1)  # (T, D)
+        attended = attended.div_(total[..., None]).to(self.dtype).transpose(0, 1).flatten(1)  # (T, H * E)
         layer = self.model.family.n_layers - 1
         feed_forward = self.model.join != "attention"
         hidden = self.model.family.finish(layer, items.hidden[block], attended, feed_forward=feed_forward)
@@ -182,10 +183,9 @@ class Scorer:
 
 
 def _for_last_layer(states: ItemStates) -> ItemStates:
-    scale = math.sqrt(states.query.shape[-1])
     return ItemStates(
         hidden=states.hidden[:, 0].contiguous(),  # (N, D)
-        query=(states.query[:, :, 0] / scale).transpose(0, 1).contiguous(),  # (H, N, E)
+        query=states.query[:, :, 0].transpose(0, 1).contiguous(),  # (H, N, E)
         own=states.own[:, :, 0].transpose(0, 1).contiguous(),  # (H, N, E)
         own_lse=states.own_lse[:, :, 0].transpose(0, 1).contiguous(),  # (H, N)
         hidden_mask=states.hidden_mask,
