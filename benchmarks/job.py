@@ -33,7 +33,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from flmrec_spark.lm import checkpoint, processes
 from flmrec_spark.lm.checkpoint import Biases, Calibration
-from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.machine import describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
@@ -155,8 +155,13 @@ def write_checkpoint(folder: Path, backbone: Any, tokenizer: Any, join: str) -> 
     model = SegmentedModel(backbone, join=join, join_layer=last, **places).eval()
     for weight in (model.item_weight, model.user_weight):
         weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    settings = {"user_tokens": USER_TOKENS, "item_tokens": ITEM_TOKENS, "history_length": HISTORY_LENGTH}
-    own = Segmenter(tokenizer, load_template("en"), **settings)
+    own = Segmenter(
+        tokenizer,
+        load_template("en"),
+        user_tokens=USER_TOKENS,
+        item_tokens=ITEM_TOKENS,
+        history_length=HISTORY_LENGTH,
+    )
     rest: dict[str, Any] = {"biases": Biases({}, {}), "calibration": Calibration(), "metrics": {}, "config": {}}
     checkpoint.save(folder, model=model, segmenter=own, **rest)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel
 
-from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.machine import describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ ATTRIBUTES = "attributes"
 _SHIPPED = Path(__file__).parent / "templates"
 _PARTS = {"name", "user", "history", "item"}
 _KINDS = {"liked", "disliked", "none"}
+_ANSWER = {"cue", "liked", "disliked"}  # not yes and no: YAML reads those as true and false
 
 Fields = Mapping[str, object]
 
@@ -70,6 +71,15 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a decoder reads after the item, and the two words that it may go on with."""
+
+    cue: str
+    liked: str
+    disliked: str
+
+
+@dataclass(frozen=True)
 class Template:
     name: str
     user: tuple[Piece, ...]
@@ -77,6 +87,7 @@ class Template:
     disliked: Piece
     none: Piece
     item: tuple[Piece, ...]
+    answer: Answer | None = None  # decoders and encoder-decoders only
 
     def render_user(self, profile: Fields) -> str:
         """What stands before the history."""
@@ -112,16 +123,15 @@ class Template:
                     raise ConfigError(f"template {piece.where}: unknown field {{{unknown[0]}}}, known: {names}")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(
-            {
-                "name": self.name,
-                "user": [piece.text for piece in self.user],
-                "history": {kind: getattr(self, kind).text for kind in ("liked", "disliked", "none")},
-                "item": [piece.text for piece in self.item],
-            },
-            sort_keys=False,
-            allow_unicode=True,
-        )
+        parts: dict[str, Any] = {
+            "name": self.name,
+            "user": [piece.text for piece in self.user],
+            "history": {kind: getattr(self, kind).text for kind in ("liked", "disliked", "none")},
+            "item": [piece.text for piece in self.item],
+        }
+        if self.answer is not None:
+            parts["answer"] = asdict(self.answer)
+        return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
 
 
 def load_template(name: str) -> Template:
@@ -144,13 +154,15 @@ def parse_template(text: str, *, where: str) -> Template:
         values: Any = yaml.safe_load(text)
     except yaml.YAMLError as fault:
         raise ConfigError(f"template {where}: not YAML: {' '.join(str(fault).split())}") from None
-    _expect_keys(values, _PARTS, where)
+    has_answer = isinstance(values, dict) and "answer" in values
+    _expect_keys(values, _PARTS | {"answer"} if has_answer else _PARTS, where)
     _expect_keys(values["history"], _KINDS, f"{where}: history")
     template = Template(
         name=str(values["name"]),
         user=_pieces(values["user"], f"{where}: user"),
         item=_pieces(values["item"], f"{where}: item"),
         **{kind: _piece(values["history"][kind], f"{where}: history.{kind}") for kind in _KINDS},
+        answer=_answer(values["answer"], f"{where}: answer") if has_answer else None,
     )
     if not template.item:
         raise ConfigError(f"template {where}: item: got no piece, expected at least one")
@@ -195,6 +207,14 @@ def _piece(value: Any, where: str) -> Piece:
     piece = Piece(value, where)
     piece.fields()
     return piece
+
+
+def _answer(values: Any, where: str) -> Answer:
+    _expect_keys(values, _ANSWER, where)
+    for name in sorted(_ANSWER):
+        if not isinstance(values[name], str):
+            raise ConfigError(f"template {where}.{name}: got {values[name]!r}, expected a text in quotes")
+    return Answer(**values)
 
 
 def _expect_keys(values: Any, keys: set[str], where: str) -> None:

@@ -104,6 +104,9 @@ class ModelConfig(Section):
     join_layer: Annotated[int, Field(ge=0)] | Literal["last"] = Field(
         "last", description="first layer in which the item sees the user; 0 .. number of layers; last = layers - 1"
     )
+    head: Literal["linear", "answer"] = Field(
+        "linear", description="start of the head: from nothing, or from a language head's rows for yes and no"
+    )
     bias_terms: bool = Field(True, description="learned offset per user and item, 0 for the unknown")
 
 
@@ -113,7 +116,7 @@ class EarlyStoppingConfig(Section):
 
 
 class FinetuneConfig(Section):
-    epochs: Count = 3
+    epochs: Annotated[int, Field(ge=0)] = Field(3, description="0: the pretrained model as it is, calibrated")
     max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null: after the epochs")
     examples_per_step: Count = Field(64, description="user prefixes in an optimizer step")
     accumulate_steps: Count = Field(1, description="parts in which a step's examples are computed, to save memory")

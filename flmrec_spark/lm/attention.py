@@ -8,7 +8,6 @@ Shapes: N items, T items of a block, P user tokens, D = H * E, H heads.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import torch
@@ -93,10 +92,9 @@ def attention_of(kernel: Kernel | None, dtype: torch.dtype, width: int) -> Atten
 
 
 def _heads_first(states: ItemStates) -> ItemStates:
-    scale = math.sqrt(states.query.shape[-1])
     return ItemStates(
         hidden=states.hidden[:, 0].contiguous(),  # (N, D)
-        query=(states.query[:, :, 0] / scale).transpose(0, 1).contiguous(),  # (H, N, E)
+        query=states.query[:, :, 0].transpose(0, 1).contiguous(),  # (H, N, E)
         own=states.own[:, :, 0].transpose(0, 1).contiguous(),  # (H, N, E)
         own_lse=states.own_lse[:, :, 0].transpose(0, 1).contiguous(),  # (H, N)
         hidden_mask=states.hidden_mask,

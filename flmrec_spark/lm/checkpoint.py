@@ -2,7 +2,7 @@
 
     manifest.json         format, digest of the whole, SHA-256 and size of each file
     flmrec.json           join, token budgets, tokens of a probe text, the effective config
-    backbone/             the stock transformers model: config.json, model.safetensors
+    backbone/             the stock transformers model: config.json, model.safetensors or its shards
     head.safetensors      w1, w2, the dot product's weight and the offset
     biases.parquet        kind (user, item), id, bias: the learned offsets; unknown ids have 0
     calibration.json      probability = sigmoid(slope * logit + intercept)
@@ -31,13 +31,16 @@ from transformers import AutoTokenizer
 
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import folders, manifest
-from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.families.loading import layout_of, load_backbone
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import Template, parse_template
 
 _HEAD = ("item_weight", "user_weight", "dot", "offset")
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+_VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
+)
 _BIASES = pa.schema([("kind", pa.string()), ("id", pa.string()), ("bias", pa.float32())])
 
 
@@ -93,6 +96,7 @@ class Checkpoint:
             user_tokens=settings.user_tokens,
             item_tokens=settings.item_tokens,
             history_length=settings.history_length,
+            layout=layout_of(self.folder / "backbone"),
         )
         if segmenter.probe() != settings.probe:
             raise CheckpointError(

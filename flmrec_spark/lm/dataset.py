@@ -44,7 +44,7 @@ class Catalog:
 
     item_ids: list[str]
     fields: list[dict[str, Any]]
-    tokens: TokenBlock  # N rows; an item that was refused has the start token alone
+    tokens: TokenBlock  # N rows; an item that was refused has one token that says nothing
     is_known: npt.NDArray[np.bool_]  # (N,), false for a refused item
 
     def places(self, item_ids: pa.Array) -> Index:
@@ -119,7 +119,7 @@ def catalog(items: pa.Table, segmenter: Segmenter) -> Catalog:
     rows = items.sort_by(c.ITEM_ID).to_pylist()
     segments = segmenter.items(rows)
     known = np.array([segment is not None for segment in segments], dtype=bool)
-    tokens = segmenter.block([segment or [segmenter.start] for segment in segments])
+    tokens = segmenter.block([segment or segmenter.unknown_item for segment in segments])
     return Catalog([row[c.ITEM_ID] for row in rows], rows, tokens, known)
 
 

@@ -98,6 +98,8 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
     first, started, n_examples = trainer.step, time.perf_counter(), 0
     quiet = not sys.stderr.isatty()
     bar = tqdm(total=trainer.n_steps, initial=first, unit="step", mininterval=30 if quiet else 0.5, desc="finetune")
+    if not trainer.n_steps:  # epochs: 0
+        _note(trainer, folder)
     with bar:
         for step in trainer.steps():
             if trainer.n_worse >= settings.early_stopping.patience:

@@ -1,4 +1,4 @@
-"""The segmented model: one pretrained encoder, two segments, joined from `join_layer` on.
+"""The segmented model: one pretrained model of any family, two segments, joined from `join_layer` on.
 
 User tokens attend to the user segment only. Item tokens attend to the item segment only in layers below
 `join_layer`, and to both segments from it on. So a user's states need no item, an item's states below the join
@@ -9,25 +9,28 @@ need no user, and what is computed once per user and once per item is exact, not
 with x the last hidden state of the item's score token and u the mean of the user segment's last hidden states.
 
 `join: attention` is `join_layer` L - 1 without the item's feed-forward in the last layer; `join: full` is the stock
-bidirectional pair, kept as the reference.
+model on the pair, kept as the reference.
 
-Shapes: B users, P user tokens, N items, S item tokens, G items asked of each user, D hidden, H heads, E = D / H,
-Q item tokens that are computed on: all S, or the score token alone in the last layer.
+An item's first token stands at `item_position` for every user. An encoder's user begins at position 0; a decoder's user
+ends right before the item, so that a decoder meets the distances of the plain text.
+
+Shapes: B users, P user tokens, N items, S item tokens, G items asked of each user, D hidden, H heads, K key-value
+heads, E size of a head, Q item tokens that are computed on: all S, or the score token alone in the last layer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from flmrec_spark.errors import ConfigError
-from flmrec_spark.lm.families import family_of
+from flmrec_spark.lm.families.base import Family, score_token
+from flmrec_spark.lm.families.registry import family_of
 
-USER, ITEM = 0, 1  # segment ids
 _START_DOT = 4.0  # two towers only: their one interaction must move the score from the first step
 
 
@@ -36,8 +39,8 @@ class UserStates:
     """Everything of B users that an item needs."""
 
     pooled: Tensor  # (B, D)
-    keys: list[Tensor]  # per joined layer (B, H, P, E)
-    values: list[Tensor]  # per joined layer (B, H, P, E)
+    keys: list[Tensor]  # per joined layer (B, K, P, E)
+    values: list[Tensor]  # per joined layer (B, K, P, E)
     hidden_mask: Tensor  # (B, P), true where padded
 
 
@@ -46,9 +49,9 @@ class ItemStates:
     """Everything of N items that no user changes: the join layer's input and the item's own part of its attention."""
 
     hidden: Tensor  # (N, Q, D): residual input of the join layer; with two towers the last hidden state, Q = 1
-    query: Tensor  # (N, H, Q, E)
+    query: Tensor  # (N, H, Q, E), scaled: a logit is query . key
     own: Tensor  # (N, H, Q, E): attention of the item to itself
-    own_lse: Tensor  # (N, H, Q): its log-sum-exp
+    own_lse: Tensor  # (N, H, Q): its log-sum-exp; -inf where the item's own tokens are no keys, as in T5
     hidden_mask: Tensor  # (N, S), true where padded
 
     def take(self, index: Tensor) -> ItemStates:
@@ -76,7 +79,7 @@ def concatenated(states: Sequence[ItemStates]) -> ItemStates:
 
 
 class SegmentedModel(nn.Module):
-    """A pretrained encoder with a score head.
+    """A pretrained model with a score head.
 
     Args:
       backbone: a stock transformers model of a known family.
@@ -85,7 +88,7 @@ class SegmentedModel(nn.Module):
       item_position: position of an item's first token, the same for every user: prompts.user_tokens.
 
     Raises:
-      ConfigError: join_layer out of range, or more positions than the model has.
+      ConfigError: join_layer out of range, more positions than the model has, or a family that runs whole pairs only.
     """
 
     def __init__(
@@ -96,7 +99,14 @@ class SegmentedModel(nn.Module):
         self.join = join
         self.join_layer = join_layer
         self.item_position = item_position
-        family = self.family = family_of(backbone)
+        family = family_of(backbone)
+        if join != "full" and not family.is_segmented:
+            kind = getattr(backbone.config, "model_type", "?")
+            raise ConfigError(
+                f"model.join: got {join}, expected full: attention of type {kind} depends on distances that "
+                "change with the user's length, so nothing of an item can be kept"
+            )
+        self.family = cast(Family, family)  # of one that is not segmented only `pair` is asked
         if not 0 <= join_layer <= family.n_layers:
             raise ConfigError(f"model.join_layer: got {join_layer}, expected 0 .. {family.n_layers}")
         if item_position + item_tokens > family.max_positions:
@@ -118,31 +128,29 @@ class SegmentedModel(nn.Module):
     def is_two_towers(self) -> bool:
         return self.join == "layer" and self.join_layer == self.family.n_layers
 
+    @torch.no_grad()
+    def start_head(self, weight: Tensor, offset: float) -> None:
+        """Makes the untrained logit weight . x + offset, weight (D,): no other term counts."""
+        self.item_weight.copy_(weight)
+        self.user_weight.zero_()
+        self.dot.zero_()
+        self.offset.fill_(offset)
+
     def encode_users(self, ids: Tensor, lengths: Tensor) -> UserStates:
         """ids (B, P), lengths (B,) -> states; not for `join: full`."""
-        family = self.family
         padded = _padded(ids, lengths)
-        hidden = family.embed(ids, torch.arange(ids.shape[1], device=ids.device), USER)
-        keys, values = [], []
-        for layer in range(family.n_layers):
-            query, key, value = family.project(layer, hidden)
-            if layer >= self.join_layer:
-                keys.append(key)
-                values.append(value)
-            attended = self._attend_own(query, key, value, padded)
-            hidden = family.finish(layer, hidden, _merge_heads(attended))
-        return UserStates(_mean(hidden, padded), keys, values, padded)
+        found = self.family.users(ids, padded, self._user_positions(ids, lengths), self.join_layer)
+        return UserStates(_mean(found.hidden, padded), found.keys, found.values, padded)
 
     def encode_items(self, ids: Tensor, lengths: Tensor) -> ItemStates:
         """ids (N, S), lengths (N,) -> states; not for `join: full`."""
         family = self.family
-        padded = _padded(ids, lengths)
-        positions = torch.arange(ids.shape[1], device=ids.device) + self.item_position
-        hidden = family.embed(ids, positions, ITEM)
-        for layer in range(min(self.join_layer, family.n_layers - 1)):
-            hidden = self._item_layer(layer, hidden, padded)
+        padded, positions = _padded(ids, lengths), self._item_positions(ids)
+        hidden = family.embed_items(ids, positions)
+        for layer in range(self.join_layer):
+            hidden = family.alone(layer, hidden, padded, positions)
         if self.is_two_towers:
-            last = self._item_layer(family.n_layers - 1, hidden, padded)[:, :1]
+            last = score_token(hidden, padded, family.is_causal)
             return ItemStates(last, last.new_zeros(0), last.new_zeros(0), last.new_zeros(0), padded)
         return self._item_states(self.join_layer, hidden, padded)
 
@@ -154,18 +162,12 @@ class SegmentedModel(nn.Module):
         return self.head(hidden[:, :, 0], users.pooled[:, None])
 
     def pair(self, user_ids: Tensor, user_lengths: Tensor, item_ids: Tensor, item_lengths: Tensor) -> Tensor:
-        """`join: full`: logits (B,) of B pairs by the stock bidirectional forward; ids (B, P) and (B, S)."""
-        n_user = user_ids.shape[1]
-        ids = torch.cat([user_ids, item_ids], dim=1)  # (B, P + S)
-        device = ids.device
-        user_places = torch.arange(n_user, device=device)
-        item_places = torch.arange(item_ids.shape[1], device=device) + self.item_position
-        positions = torch.cat([user_places, item_places]).expand_as(ids)
-        segments = torch.cat([torch.zeros_like(user_ids), torch.ones_like(item_ids)], dim=1)
-        user_padded = _padded(user_ids, user_lengths)
-        mask = torch.cat([~user_padded, ~_padded(item_ids, item_lengths)], dim=1)
-        hidden = self.family.pair(ids, positions, segments, mask.long())
-        return self.head(hidden[:, n_user], _mean(hidden[:, :n_user], user_padded))
+        """`join: full`: logits (B,) of B pairs by the stock forward; ids (B, P) and (B, S)."""
+        user_padded, item_padded = _padded(user_ids, user_lengths), _padded(item_ids, item_lengths)
+        user_positions = self._user_positions(user_ids, user_lengths).expand_as(user_ids)
+        item_positions = self._item_positions(item_ids).expand_as(item_ids)
+        user, item = self.family.pair((user_ids, user_padded, user_positions), (item_ids, item_padded, item_positions))
+        return self.head(score_token(item, item_padded, self.family.is_causal)[:, 0], _mean(user, user_padded))
 
     def head(self, item: Tensor, user: Tensor) -> Tensor:
         """x (.., D) and u (.., D), broadcast -> logit (..), float32."""
@@ -174,31 +176,26 @@ class SegmentedModel(nn.Module):
             linear = item @ self.item_weight + user @ self.user_weight
             return linear + self.dot * (item * user).mean(-1) + self.offset
 
-    def _item_layer(self, layer: int, hidden: Tensor, padded: Tensor) -> Tensor:
-        query, key, value = self.family.project(layer, hidden)
-        attended = self._attend_own(query, key, value, padded)
-        return self.family.finish(layer, hidden, _merge_heads(attended))
+    def _user_positions(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(P,), or (B, P) where users end right before the item."""
+        places = torch.arange(ids.shape[1], device=ids.device)
+        if not self.family.is_causal:
+            return places
+        return (places + self.item_position - lengths[:, None]).clamp(max=self.item_position - 1)  # padding: anywhere
 
-    def _attend_own(self, query: Tensor, key: Tensor, value: Tensor, padded: Tensor) -> Tensor:
-        """Attention of a segment to itself: (B, H, T, E)."""
-        seen = ~padded[:, None, None, :]
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, dropout_p=self._attention_dropout()
-        )
+    def _item_positions(self, ids: Tensor) -> Tensor:
+        return torch.arange(ids.shape[1], device=ids.device) + self.item_position  # (S,)
 
     def _item_states(self, layer: int, hidden: Tensor, padded: Tensor) -> ItemStates:
-        """What a joined layer needs of the items (.., S, D): only the score token's part in the last layer."""
-        query, key, value = self.family.project(layer, hidden)
-        if layer == self.family.n_layers - 1:
-            query, hidden = query[:, :, :1], hidden[:, :1]
-        own, own_lse = _attend_with_lse(query, key, value, padded[:, None, None, :], self._attention_dropout())
-        return ItemStates(hidden, query, own, own_lse, padded)
+        """What a joined layer needs of the items (N, S, D): only the score token's part in the last layer."""
+        begun = self.family.begin(layer, hidden, padded, self._item_positions(padded))
+        return ItemStates(begun.residual, begun.query, begun.own, begun.own_lse, padded)
 
     def _joined(self, users: UserStates, items: ItemStates, grid: Tensor) -> Tensor:
         """Layers join_layer .. L - 1 for the pairs of a grid (B, G) -> (B, G, 1, D)."""
         n_layers, states, index = self.family.n_layers, items, grid
         for step, layer in enumerate(range(self.join_layer, n_layers)):
-            attended = self._attend_user(users, step, states, index)  # (B, G, Q, D)
+            attended = self._attend_user(users, step, states, index)  # (B, G, Q, H * E)
             hidden = states.hidden[index]
             hidden = self.family.finish(layer, hidden, attended, feed_forward=self.join != "attention")
             if layer + 1 < n_layers:  # from here on every pair has states of its own
@@ -210,35 +207,27 @@ class SegmentedModel(nn.Module):
     def _attend_user(self, users: UserStates, step: int, items: ItemStates, index: Tensor) -> Tensor:
         """Attention of item tokens to the user's keys, their own part merged in as one more key."""
         query, own = items.query[index], items.own[index]  # (B, G, H, Q, E)
-        n_asked, n_tokens = query.shape[1], query.shape[3]
-        flat = query.transpose(1, 2).flatten(2, 3)  # (B, H, G * Q, E)
-        logits = flat @ users.keys[step].transpose(-1, -2) / math.sqrt(flat.shape[-1])  # (B, H, G * Q, P)
+        n_users, n_asked, n_heads, n_tokens, size = query.shape
+        keys, values = users.keys[step], users.values[step]  # (B, K, P, E)
+        shared = (
+            n_users,
+            keys.shape[1],
+            -1,
+            size,
+        )  # heads that share keys read them together: (B, K, H / K * G * Q, E)
+        flat = query.transpose(1, 2).reshape(shared)
+        logits = flat @ keys.transpose(-1, -2)  # (B, K, H / K * G * Q, P)
         logits = logits.masked_fill(users.hidden_mask[:, None, None, :], -torch.inf)
-        own_logit = items.own_lse[index].transpose(1, 2).flatten(2, 3)[..., None]  # (B, H, G * Q, 1)
+        own_logit = items.own_lse[index].transpose(1, 2).reshape(*shared[:-1], 1)
         weights = torch.cat([logits, own_logit.to(logits.dtype)], dim=-1).float().softmax(-1)
         weights = nn.functional.dropout(weights, self._attention_dropout(), training=self.training)
-        to_user = weights[..., :-1].to(flat.dtype) @ users.values[step]  # (B, H, G * Q, E)
-        merged = to_user + weights[..., -1:].to(flat.dtype) * own.transpose(1, 2).flatten(2, 3)
-        heads = merged.view(*merged.shape[:2], n_asked, n_tokens, -1)  # (B, H, G, Q, E)
-        return heads.permute(0, 2, 3, 1, 4).flatten(3)  # (B, G, Q, D)
+        merged = weights[..., :-1].to(flat.dtype) @ values
+        merged = merged + weights[..., -1:].to(flat.dtype) * own.transpose(1, 2).reshape(shared)
+        heads = merged.view(n_users, n_heads, n_asked, n_tokens, size)
+        return heads.permute(0, 2, 3, 1, 4).flatten(3)  # (B, G, Q, H * E)
 
     def _attention_dropout(self) -> float:
         return self.family.attention_dropout if self.training else 0.0
-
-
-def _attend_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, padded: Tensor, dropout: float
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention and its log-sum-exp: (B, H, Q, E), (B, H, Q); padded keys weigh nothing."""
-    logits = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])  # (B, H, Q, T)
-    logits = logits.masked_fill(padded, -torch.inf)
-    lse = logits.logsumexp(-1)
-    weights = nn.functional.dropout((logits - lse[..., None]).exp(), dropout, training=dropout > 0)
-    return weights.to(value.dtype) @ value, lse
-
-
-def _merge_heads(states: Tensor) -> Tensor:
-    return states.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, D)
 
 
 def _padded(ids: Tensor, lengths: Tensor) -> Tensor:

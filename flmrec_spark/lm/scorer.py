@@ -24,8 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flmrec_spark.errors import EnvironmentFault
-from flmrec_spark.lm.attention import attention_of
+from flmrec_spark.lm.attention import Attention, TorchAttention, attention_of
 from flmrec_spark.lm.checkpoint import Calibration
+from flmrec_spark.lm.early_join import EarlyJoin, early_join_of
+from flmrec_spark.lm.families.base import expanded
 from flmrec_spark.lm.kernels import pack_linears, quantize_linears
 from flmrec_spark.lm.memory import Blocks
 from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates, concatenated
@@ -40,6 +42,7 @@ _STATES = ("hidden", "query", "own", "own_lse", "hidden_mask")
 
 Scores = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
+Work = Callable[[int, int], None]  # on items start .. stop - 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Scorer:
     ) -> None:
         self.device = device
         self.dtype = DTYPES[precision]
-        changes = packed or precision != "fp32"
+        changes = packed or precision != "fp32" or kernel is not None
         self.model = (copy.deepcopy(model) if changes else model).to(device)
         self.model.backbone.to(self.dtype)
         if precision == "int8":
@@ -86,9 +89,11 @@ class Scorer:
         if packed:
             pack_linears(self.model.backbone)
         self.calibration = calibration or Calibration()
-        family = self.model.family
-        width = family.hidden // family.n_heads
-        self.attention = attention_of(kernel if device == "cpu" else None, self.dtype, width)
+        self.kernel = kernel if device == "cpu" else None
+        self.attention: Attention = TorchAttention()
+        if model.join != "full":
+            self.attention = attention_of(self.kernel, self.dtype, model.family.head_size)
+            self.model.family.kernel = self.kernel
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
         kind = torch.device(device).type
         self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
@@ -100,6 +105,7 @@ class Scorer:
             found = self._laid_out(self.encode(tokens))
         bias = np.zeros(len(tokens)) if item_bias is None else item_bias
         self.items = ItemPart(tokens, found, bias)
+        self.early = early_join_of(self.model, self.kernel, found)
 
     def score(self, user: list[int], *, user_bias: float = 0.0, items: Index | None = None) -> Scores:
         """Probabilities of one user for all items, or for those of an index: float64 (N,) or (len(items),)."""
@@ -177,21 +183,36 @@ class Scorer:
             states = self.attention.take(states, index)
         n_items = len(states.hidden) if self.is_last or index is None else len(index)
         logits = torch.empty(n_items, device=self.device)
+        if self.is_last:
+            self._last_blocks.run(n_items, self._last_layer(user, states, logits))
+        elif self.early is not None and index is None:
+            self._early_blocks.run(n_items, self._early_layers(self.early, user, logits))
+        else:
+            self._early_blocks.run(n_items, self._layers(user, states, index, logits))
+        return logits
+
+    def _layers(self, user: UserStates, items: ItemStates, index: Tensor | None, logits: Tensor) -> Work:
+        """What writes the logits of some items, in the order of an index: the layers from the join on, by torch."""
 
         def score_block(start: int, stop: int) -> None:
             grid = torch.arange(start, stop, device=self.device) if index is None else index[start:stop]
-            logits[start:stop] = self.model.join_items(user, states, grid[None])[0]
+            logits[start:stop] = self.model.join_items(user, items, grid[None])[0]
 
-        if self.is_last:
-            self._last_blocks.run(n_items, self._last_layer(user, states, logits))
-        else:
-            self._early_blocks.run(n_items, score_block)
-        return logits
+        return score_block
 
-    def _last_layer(self, user: UserStates, items: ItemStates, logits: Tensor) -> Callable[[int, int], None]:
+    def _early_layers(self, early: EarlyJoin, user: UserStates, logits: Tensor) -> Work:
+        """As `_layers`, of all items and by the kernel."""
+        known = early.user(user)
+
+        def score_block(start: int, stop: int) -> None:
+            logits[start:stop] = self.model.head(early.last_hidden(known, start, stop), user.pooled)
+
+        return score_block
+
+    def _last_layer(self, user: UserStates, items: ItemStates, logits: Tensor) -> Work:
         """What writes the logits of the items start .. stop - 1: the last layer of one token each."""
         model = self.model
-        known = self.attention.user(user.keys[0][0], user.values[0][0])
+        known = self.attention.user(*(expanded(part[0][0], model.family.n_heads) for part in (user.keys, user.values)))
         # head() is linear in the item's state: one vector and one number of the user
         direction = model.item_weight + model.dot * user.pooled[0].float() / user.pooled.shape[1]  # (D,)
         constant = user.pooled[0].float() @ model.user_weight + model.offset

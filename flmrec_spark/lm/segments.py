@@ -1,7 +1,10 @@
 """Prompts as tokens: a user segment and item segments, tokenised apart, in training and in scoring alike.
 
-    user segment   [start] instruction and profile, history newest first [end]
-    item segment   [start] title and attributes [end]         the score is read at its [start]
+    encoder           [start] instruction, profile, history newest first [end]    [start] title, attributes [end]
+    decoder           [bos] instruction, profile, history newest first            title, attributes, answer cue
+    encoder-decoder   instruction, profile, history newest first [end]            [start] title, attributes, answer cue
+
+An encoder's score is read at the item's first token, the others' at its last.
 
 Every piece is tokenised on its own and the ids are joined, so the tokens of a history entry are made once and
 no tokenizer merges across a boundary. Only the oldest history is ever cut; what cannot fit is refused.
@@ -11,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from flmrec_spark.errors import CheckpointError
+from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.prompts import Fields, Template
 
 TOO_LONG_USER = "instruction and profile exceed prompts.user_tokens"
@@ -24,6 +27,15 @@ TOO_LONG_ITEM = "item text exceeds prompts.item_tokens"
 PROBE = "Toy Story (1995), 喜欢《活着》 é 7!"
 
 Ids = npt.NDArray[np.int32]
+Marks = tuple[list[int], list[int]]  # before and after the text
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a kind of model marks its segments with; `decoder_start` is for an encoder-decoder."""
+
+    kind: Literal["encoder", "decoder", "encoder-decoder"] = "encoder"
+    decoder_start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,30 +70,54 @@ class TokenBlock:
 
 
 class Segmenter:
-    """Renders and tokenises with one template, one tokenizer and one pair of budgets."""
+    """Renders and tokenises with one template, one tokenizer, one pair of budgets and the marks of one kind of model.
+
+    Raises:
+      CheckpointError: the tokenizer has no token for a mark.
+      ConfigError: a budget has no room for a token beside the marks.
+    """
 
     def __init__(
-        self, tokenizer: Any, template: Template, *, user_tokens: int, item_tokens: int, history_length: int
+        self,
+        tokenizer: Any,
+        template: Template,
+        *,
+        user_tokens: int,
+        item_tokens: int,
+        history_length: int,
+        layout: Layout | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.user_tokens = user_tokens
         self.item_tokens = item_tokens
         self.history_length = history_length
-        self.start = _special(tokenizer, "cls_token_id", "bos_token_id")
-        self.end = _special(tokenizer, "sep_token_id", "eos_token_id")
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end
+        self.layout = layout or Layout()
         self._tokens: dict[str, list[int]] = {}
+        self._user_marks, self._item_marks = self._marks()
+        ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.pad = next((int(token) for token in ends if token is not None), 0)
+        for name, budget, marks in (
+            ("user_tokens", user_tokens, self._user_marks),
+            ("item_tokens", item_tokens, self._item_marks),
+        ):
+            if budget <= _n(marks):
+                raise ConfigError(f"prompts.{name}: got {budget}, expected > {_n(marks)}, which the marks alone take")
+
+    @property
+    def unknown_item(self) -> list[int]:
+        """An item segment of one token that says nothing, for an item that was refused."""
+        return [self.pad]
 
     def user(self, profile: Fields, history: Sequence[Interaction]) -> UserSegment | None:
         """The user segment, or None when the text before the history does not fit the budget alone."""
         head = self._encode_all([self.template.render_user(profile)])[0]  # not kept: as many as users
-        room = self.user_tokens - 2 - len(head)
+        room = self.user_tokens - _n(self._user_marks) - len(head)
         if room < 0:
             return None
         if not history:
             none = self._encode(self.template.render_no_history())
-            return UserSegment([self.start, *head, *none[:room], self.end], 0)
+            return UserSegment(self._marked([*head, *none[:room]], self._user_marks), 0)
         ids: list[int] = []
         taken = 0
         for entry in history[: self.history_length]:
@@ -90,7 +126,7 @@ class Segmenter:
                 break
             ids += tokens
             taken += 1
-        return UserSegment([self.start, *head, *ids, self.end], len(history) - taken)
+        return UserSegment(self._marked([*head, *ids], self._user_marks), len(history) - taken)
 
     def entry_tokens(self, item: Fields) -> int:
         """Tokens that a liked item takes in a history."""
@@ -98,7 +134,27 @@ class Segmenter:
 
     def user_text(self, text: str) -> list[int]:
         """A user segment from text that is already rendered; its end is cut, where the oldest history stands."""
-        return [self.start, *self._encode_all([text])[0][: self.user_tokens - 2], self.end]
+        room = self.user_tokens - _n(self._user_marks)
+        return self._marked(self._encode_all([text])[0][:room], self._user_marks)
+
+    def answers(self) -> tuple[int, int]:
+        """First token of the template's answer for liked and of that for disliked.
+
+        Raises:
+          ConfigError: the template has no answers, or both begin with the same token.
+        """
+        answer = self.template.answer
+        if answer is None:
+            raise ConfigError(
+                "prompts.template: got no `answer`, expected cue, liked and disliked for model.head: answer"
+            )
+        liked, disliked = self._encode_all([answer.liked, answer.disliked])
+        if not liked or not disliked or liked[0] == disliked[0]:
+            raise ConfigError(
+                f"prompts.template: answer: {answer.liked!r} and {answer.disliked!r} read as {liked} and {disliked}, "
+                "expected different first tokens; what both begin with belongs to the cue"
+            )
+        return liked[0], disliked[0]
 
     def items(self, items: Sequence[Fields]) -> list[list[int] | None]:
         """Item segments; None where an item does not fit the budget."""
@@ -106,8 +162,8 @@ class Segmenter:
 
     def item_texts(self, texts: Sequence[str]) -> list[list[int] | None]:
         """As `items`, from text that is already rendered."""
-        room = self.item_tokens - 2
-        return [[self.start, *ids, self.end] if len(ids) <= room else None for ids in self._encode_all(texts)]
+        room = self.item_tokens - _n(self._item_marks)
+        return [self._marked(ids, self._item_marks) if len(ids) <= room else None for ids in self._encode_all(texts)]
 
     def block(self, segments: Sequence[Sequence[int]]) -> TokenBlock:
         """Segments of one kind as one padded block."""
@@ -120,6 +176,22 @@ class Segmenter:
     def probe(self) -> list[int]:
         """Tokens of a fixed text, by which a checkpoint recognises its tokenizer."""
         return self._encode_all([PROBE])[0]
+
+    def _marks(self) -> tuple[Marks, Marks]:
+        """Tokens before and after a user's text, and before and after an item's."""
+        if self.layout.kind == "encoder":
+            start = [_special(self.tokenizer, "cls_token_id", "bos_token_id")]
+            end = [_special(self.tokenizer, "sep_token_id", "eos_token_id")]
+            return (start, end), (start, end)
+        cue = self._encode_all([self.template.answer.cue])[0] if self.template.answer is not None else []
+        if self.layout.kind == "encoder-decoder":
+            end = [_special(self.tokenizer, "eos_token_id", "sep_token_id")]
+            return ([], end), ([int(self.layout.decoder_start or 0)], cue)
+        bos = self.tokenizer.bos_token_id
+        return ([] if bos is None else [int(bos)], []), ([], cue)
+
+    def _marked(self, ids: list[int], marks: Marks) -> list[int]:
+        return [*marks[0], *ids, *marks[1]] or [self.pad]  # a segment of no token could not be attended to
 
     def _entry(self, entry: Interaction) -> list[int]:
         return self._encode(self.template.render_entry(entry.item, is_liked=entry.is_liked, value=entry.value))
@@ -138,6 +210,10 @@ class Segmenter:
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         ids: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
         return ids
+
+
+def _n(marks: Marks) -> int:
+    return len(marks[0]) + len(marks[1])
 
 
 def _special(tokenizer: Any, *names: str) -> int:

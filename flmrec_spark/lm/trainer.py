@@ -14,12 +14,13 @@ from torch import nn
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.errors import InputError
+from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.lm import checkpoint, dataset, resume, training
 from flmrec_spark.lm.batches import Negatives, Step, epoch_order, make_step
 from flmrec_spark.lm.checkpoint import Biases
 from flmrec_spark.lm.dataset import Catalog, Examples, Index, Prepared
-from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.families.loading import head_rows, layout_of, load_backbone
+from flmrec_spark.lm.families.registry import family_of
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.precision import resolve
 from flmrec_spark.lm.segments import Segmenter
@@ -52,14 +53,9 @@ def load_data(config: Config, prepared: Prepared) -> Data:
       InputError: no train example, or no valid one to stop and calibrate by.
       CheckpointError: the pretrained folder has no tokenizer.
     """
-    template = load_template(config.prompts.template)
-    template.check(item_fields=[c.TITLE, c.ITEM_ID, *prepared.fields("items")], user_fields=prepared.fields("users"))
-    segmenter = Segmenter(
-        checkpoint.load_tokenizer(config.model.path),
-        template,
-        user_tokens=config.prompts.user_tokens,
-        item_tokens=config.prompts.item_tokens,
-        history_length=config.prompts.history_length,
+    segmenter = load_segmenter(config)
+    segmenter.template.check(
+        item_fields=[c.TITLE, c.ITEM_ID, *prepared.fields("items")], user_fields=prepared.fields("users")
     )
     catalog = dataset.catalog(prepared.tables["items"], segmenter)
     user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
@@ -76,20 +72,52 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     return Data(segmenter, catalog, user_ids, train, valid.take(np.sort(chosen)), negatives, seen)
 
 
-def build_model(config: Config) -> SegmentedModel:
-    """The pretrained backbone with a new head. Raises ConfigError and CheckpointError as its parts do."""
+def load_segmenter(config: Config) -> Segmenter:
+    """The template and the pretrained tokenizer, with the marks of the pretrained model's family.
+
+    Raises:
+      ConfigError: the template is not usable, or a budget has no room beside the marks.
+      CheckpointError: the pretrained folder has no tokenizer or no known model.
+    """
+    template = load_template(config.prompts.template)
+    return Segmenter(
+        checkpoint.load_tokenizer(config.model.path),
+        template,
+        user_tokens=config.prompts.user_tokens,
+        item_tokens=config.prompts.item_tokens,
+        history_length=config.prompts.history_length,
+        layout=layout_of(config.model.path),
+    )
+
+
+def build_model(config: Config, segmenter: Segmenter) -> SegmentedModel:
+    """The pretrained backbone with a new head.
+
+    `model.head: answer` starts the head at the difference of the language head's rows for yes and no, so that an
+    untrained logit is that of yes minus that of no.
+
+    Raises:
+      ConfigError: a setting does not fit the family, or the template has no usable answer.
+      CheckpointError: the pretrained folder is not usable.
+    """
     backbone = load_backbone(config.model.path, dropout=config.finetune.dropout)
-    n_layers = int(backbone.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    n_layers = family_of(backbone).n_layers
     join_layer = n_layers - 1 if config.model.join_layer == "last" else config.model.join_layer
     if config.model.join == "attention":
         join_layer = n_layers - 1
-    return SegmentedModel(
+    model = SegmentedModel(
         backbone,
         join=config.model.join,
         join_layer=join_layer,
         item_position=config.prompts.user_tokens,
         item_tokens=config.prompts.item_tokens,
     )
+    if config.model.head == "answer":
+        if segmenter.layout.kind == "encoder":
+            raise ConfigError("model.head: got answer, expected linear: an encoder has no next word")
+        (yes, no), bias = head_rows(config.model.path, backbone, segmenter.answers())
+        model.start_head(yes - no, float(bias[0] - bias[1]))
+    return model
 
 
 class Trainer:
@@ -100,7 +128,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.config, self.data = config, data
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = build_model(config).to(self.device)
+        self.model = build_model(config, data.segmenter).to(self.device)
         self.bias = self._bias_terms(prepared, [c.TRAIN]).to(self.device)
         self.optimizer = training.optimizer(self.model, self.bias, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]

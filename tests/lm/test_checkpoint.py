@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import checkpoint, folders, manifest
 from flmrec_spark.lm.checkpoint import Biases, Calibration
-from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import load_template

@@ -60,7 +60,7 @@ def test_only_the_oldest_history_is_cut_and_the_cut_is_counted(history, user_tok
     if history:
         newest = [own.user({}, [entry]) for entry in history[:kept]]
         expected = [token for entry in newest if entry is not None for token in entry.ids[1:-1]]
-        assert segment.ids == [own.start, *head, *expected, own.end]
+        assert segment.ids == [TOKENIZER.cls_token_id, *head, *expected, TOKENIZER.sep_token_id]
     if kept < min(len(history), length):  # the next older entry would not have fitted
         text = own.template.render_entry(history[kept].item, is_liked=history[kept].is_liked, value=None)
         assert len(segment.ids) + n_tokens(text) > user_tokens

@@ -1,0 +1,1 @@
+"""Every family of pretrained models behind one interface: `base.Family`."""
