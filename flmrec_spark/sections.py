@@ -8,6 +8,46 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Baseline = Literal[
+    "popularity",
+    "item_mean",
+    "user_mean",
+    "user_item_mean",
+    "logistic_regression",
+    "als",
+    "item_knn",
+    "ease",
+    "markov",
+    "content_tfidf",
+    "content_lm",
+]
+# What can list: all but user_mean, which has one score for all items.
+Strategy = Literal[
+    "flm",
+    "hybrid",
+    "popularity",
+    "item_mean",
+    "user_item_mean",
+    "logistic_regression",
+    "als",
+    "item_knn",
+    "ease",
+    "markov",
+    "content_tfidf",
+    "content_lm",
+]
+CHEAP: list[Baseline] = [
+    "popularity",
+    "item_mean",
+    "user_mean",
+    "user_item_mean",
+    "logistic_regression",
+    "als",
+    "item_knn",
+    "ease",
+    "markov",
+    "content_tfidf",
+]
 
 
 class Section(BaseModel):
@@ -152,6 +192,7 @@ class FinetuneConfig(Section):
 
 
 class ScoreConfig(Section):
+    strategy: Strategy = Field("flm", description="who makes the lists; but flm and hybrid, none needs a checkpoint")
     n: Count = Field(10, description="length of a published list")
     depth: Count | None = Field(None, description="length of a staged list in top_n; null: n")
     exclude_seen: bool = True
@@ -192,6 +233,16 @@ class EvaluateConfig(Section):
     report_users: Annotated[int, Field(ge=0)] = Field(
         3, description="users whose history and list the report shows; histories are personal: 0 shows none"
     )
+    baselines: list[Baseline] = Field(
+        default_factory=lambda: [*CHEAP], description="who is measured beside flm, and what a hybrid is made of"
+    )
+    hybrid: bool = Field(True, description="measure a stack of flm and the baselines too; for split test")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EvaluateConfig:
+        if len(set(self.baselines)) != len(self.baselines):
+            raise ValueError(f"baselines: got {self.baselines}, expected each name once")
+        return self
 
 
 class Range(Section):

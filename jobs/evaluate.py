@@ -4,15 +4,17 @@
 
 Histories, seen items and baselines are from train for the valid split, from train and valid for test. Held-out
 rows that the model gave no score, because it refused the item or the user, are counted and left out for every
-model alike; a user whom the model gave no list counts as zero.
+model alike; a user whom the model gave no list counts as zero. For test, the hybrid is a stack of the model and the
+baselines that is fitted on valid (`stacking`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
@@ -23,34 +25,34 @@ from pyspark.sql import types as T
 from rich.console import Console
 
 from flmrec_spark import columns as c
-from flmrec_spark.bootstrap import Array
-from flmrec_spark.config import EvaluateConfig
-from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.errors import InputError
+from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
-from flmrec_spark.report.console import WIDTH, report
+from flmrec_spark.prompts import load_template
+from flmrec_spark.report import WIDTH, report
 from flmrec_spark.ship import ship
-from flmrec_spark.stages import baselines, evaluation
-from flmrec_spark.stages.measurements import Answers, Measurement, measure
-from flmrec_spark.stages.scores import Shipped, scores
+from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
+from flmrec_spark.stages import evaluation
+from flmrec_spark.stages.hybrid import FLM, HYBRID
+from flmrec_spark.stages.models import WITH_PROBABILITY, Models, answered, listed
+from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.stages.user_prompts import user_prompts
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 
-FLM = "flm"
-MODELS = (FLM, *baselines.NAMES)
 HISTORY_SPLITS = {c.VALID: (c.TRAIN,), c.TEST: (c.TRAIN, c.VALID)}
+REPORTED = 5  # models beside each other in a printed table
+
+log = logging.getLogger("flmrec")
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Who and what is measured; `rows` as `evaluation.held_out`, `prompts` as `user_prompts.user_prompts`."""
 
-    history: DataFrame
-    item_scores: DataFrame
     rows: DataFrame
     prompts: DataFrame
     longest_rows: int  # distinct held-out items of a user at most
-    longest_excluded: int
     cutoffs: list[int]
 
 
@@ -73,23 +75,43 @@ def evaluate(job: Job) -> None:
     with ExitStack() as kept:
         with job.timed("choose users"):
             inputs = _inputs(job, shipped, kept)
+        models = _models(job, shipped)
         with job.timed("score held-out rows"):
-            rows = _scored_rows(job, inputs, shipped)
+            rows = _scored_rows(job, inputs, models)
         with job.timed("score lists"):
-            asked, lists = _lists(job, inputs, shipped, rows)
+            users, found, counted = _lists(job, inputs, models, kept)
     with job.timed("measure"):
-        measured = measure(
-            asked.world,
-            list(_answers(rows, asked, lists, inputs.cutoffs)),
-            cutoffs=inputs.cutoffs,
-            against=_against(config),
+        measured = _measured(job, models, rows, users, found, counted, cutoffs=inputs.cutoffs)
+    with job.timed("write"):
+        _write(job, measured)
+    title = f"{job.run_id}: {rows.num_rows:,} rows of {users.num_rows:,} users in {config.split}"
+    for start in range(1, len(models.names), REPORTED - 1):
+        beside = [FLM, *models.names[start : start + REPORTED - 1]]
+        Console(width=WIDTH).print(report(measured, models=beside, title=title))
+
+
+def _measured(
+    job: Job, models: Models, rows: pa.Table, users: pa.Table, found: pa.Table, counted: pa.Table, *, cutoffs: list[int]
+) -> list[evaluation.Measurement]:
+    """Every metric, what flm's differ from each other's, and what the hybrid's do."""
+    answers = list(_answers(models, rows, users, found, counted, n=max(cutoffs)))
+    config, world = job.config.evaluate, evaluation.held_out_arrays(rows, users)
+
+    def measure(first: str) -> list[evaluation.Measurement]:
+        return evaluation.measure(
+            world,
+            sorted(answers, key=lambda answer: answer.model != first),
+            cutoffs=cutoffs,
+            n_items=job.counts["items"],
             n_resamples=config.bootstrap,
             seed=config.seed,
         )
-    with job.timed("write"):
-        _write(job, measured)
-    title = f"{job.run_id}: {rows.num_rows:,} rows of {job.counts['users']:,} users in {config.split}"
-    Console(width=WIDTH).print(report(measured, models=MODELS, title=title))
+
+    measured = measure(FLM)
+    if models.stackers is not None:
+        own = evaluation.difference(HYBRID, "")
+        measured += [row for row in measure(HYBRID) if row.model.startswith(own)]
+    return measured
 
 
 def _inputs(job: Job, shipped: Shipped, kept: ExitStack) -> Inputs:
@@ -100,40 +122,45 @@ def _inputs(job: Job, shipped: Shipped, kept: ExitStack) -> Inputs:
     rows = evaluation.held_out(interactions, users, split=config.split, history_splits=history_splits)
     rows = kept.enter_context(_kept(rows))
     prompts = user_prompts(
-        users, interactions, splits=history_splits, history_length=shipped.history_length, exclude_seen=True
+        users,
+        interactions,
+        splits=history_splits,
+        history_length=max(HISTORY_LENGTH, shipped.history_length),
+        exclude_seen=True,
     )
     prompts = kept.enter_context(_kept(prompts))
     sizes = rows.groupBy(c.USER_ID).agg(F.count_distinct(c.ITEM_ID).alias("items"), F.count("*").alias("rows"))
     held_out = sizes.agg(F.max("items").alias("longest"), F.sum("rows").alias("rows")).collect()[0]
     if not held_out["rows"]:
         raise InputError(f"table interactions: got no rows of split {config.split}, expected some; see prepare.split")
-    excluded = prompts.agg(F.max(F.size(c.EXCLUDED)).alias("longest"), F.count("*").alias("users")).collect()[0]
-    job.counts |= {"users": excluded["users"], "held_out_rows": held_out["rows"]}
-    history = interactions.where(F.col(c.SPLIT).isin(*history_splits))
-    item_scores = kept.enter_context(_kept(baselines.item_scores(history, job.tables.read("items"))))
-    job.counts["items"] = item_scores.count()
-    return Inputs(
-        history=history,
-        item_scores=item_scores,
-        rows=rows,
-        prompts=prompts,
-        longest_rows=held_out["longest"],
-        longest_excluded=excluded["longest"],
-        cutoffs=sorted(set(config.k)),
-    )
+    job.counts |= {"users": prompts.count(), "held_out_rows": held_out["rows"]}
+    job.counts["items"] = job.tables.read("items").count()
+    return Inputs(rows=rows, prompts=prompts, longest_rows=held_out["longest"], cutoffs=sorted(set(config.k)))
 
 
-def _scored_rows(job: Job, inputs: Inputs, shipped: Shipped) -> pa.Table:
+def _models(job: Job, shipped: Shipped) -> Models:
+    """Baselines are fitted on what the histories are from."""
+    config = job.config.evaluate
+    prepared = Prepared(*[job.tables.read(name) for name in ("interactions", "items", "users")])
+    tools = Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
+    splits = HISTORY_SPLITS[config.split]
+    models = fit_models(prepared, shipped, names=config.baselines, history_splits=splits, tools=tools, timed=job.timed)
+    if not config.hybrid or config.split != c.TEST:
+        return models
+    try:
+        with job.timed("fit hybrid"):
+            return with_stack(models, prepared, shipped=shipped, tools=tools, partitions=_partitions(job))
+    except InputError as fault:
+        log.warning("evaluate: %s; the hybrid is left out", fault)
+        return models
+
+
+def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:
     """The held-out rows that have a score, one column per model, in a fixed order."""
-    asked = evaluation.pointwise_prompts(inputs.prompts, inputs.rows)
-    answered = scores(_spread(job, asked), shipped, n=inputs.longest_rows).where(F.col(c.RANK) >= 1)
-    scored = inputs.rows.join(
-        answered.select(c.USER_ID, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(FLM)),
-        [c.USER_ID, c.ITEM_ID],
-        "left",
-    )
-    users = baselines.user_scores(inputs.history, inputs.prompts)
-    everything = baselines.score_rows(scored, items=inputs.item_scores, users=users).toArrow()
+    asked = _spread(job, evaluation.pointwise_prompts(inputs.prompts, inputs.rows))
+    said = answered(asked, models, n=inputs.longest_rows)
+    by_pair = said.groupBy(c.USER_ID, c.ITEM_ID).pivot(evaluation.MODEL, list(models.names)).agg(F.first(c.SCORE))
+    everything = inputs.rows.join(by_pair, [c.USER_ID, c.ITEM_ID], "left").toArrow()
     rows = everything.filter(everything[FLM].is_valid())
     job.counts["unscored_rows"] = everything.num_rows - rows.num_rows
     if not rows.num_rows:
@@ -141,37 +168,30 @@ def _scored_rows(job: Job, inputs: Inputs, shipped: Shipped) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in (c.USER_ID, c.ITEM_ID, c.MOMENT)])
 
 
-def _lists(job: Job, inputs: Inputs, shipped: Shipped, rows: pa.Table) -> tuple[evaluation.Collected, dict[str, Array]]:
-    """What was asked, with users in a fixed order, and each model's lists as places in the catalogue."""
-    n = max(inputs.cutoffs)
-    lists = {FLM: scores(_spread(job, inputs.prompts), shipped, n=n).where(F.col(c.RANK) >= 1)}
-    for by in sorted(set(baselines.LISTED_BY.values())):
-        lists[by] = baselines.top_n(inputs.prompts, inputs.item_scores, by=by, n=n, depth=n + inputs.longest_excluded)
-    asked = evaluation.collected(
-        rows,
-        evaluation.relevant_items(inputs.rows).toArrow(),
-        evaluation.measured_users(inputs.prompts, inputs.history).toArrow().sort_by(c.USER_ID),
-        evaluation.catalogue(evaluation.catalogue_rows(job.tables.read("items"), inputs.history).toArrow()),
-    )
-    columns = (c.USER_ID, c.RANK, c.ITEM_ID)
-    found = {name: evaluation.places(frame.select(*columns).toArrow(), asked, n=n) for name, frame in lists.items()}
-    job.counts["users_without_list"] = int((found[FLM][:, 0] < 0).sum())
-    return asked, found
+def _lists(job: Job, inputs: Inputs, models: Models, kept: ExitStack) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Users in a fixed order, hits, and per model how many users and items the lists hold."""
+    together = kept.enter_context(_kept(listed(_spread(job, inputs.prompts), models, n=max(inputs.cutoffs))))
+    relevant = evaluation.relevant_items(inputs.rows)
+    users = evaluation.measured_users(inputs.prompts, relevant).toArrow().sort_by(c.USER_ID)
+    found = evaluation.hits(together, relevant).toArrow()
+    counted = evaluation.listed(together, inputs.cutoffs).toArrow()
+    with_list = {row["model"]: row["users"] for row in counted.to_pylist()}.get(FLM, 0)
+    job.counts["users_without_list"] = users.num_rows - with_list
+    return users, found, counted
 
 
 def _answers(
-    rows: pa.Table, asked: evaluation.Collected, lists: Mapping[str, Array], cutoffs: Sequence[int]
-) -> Iterator[Answers]:
-    for model in MODELS:
-        listed_as = {FLM: FLM, **baselines.LISTED_BY}.get(model)
-        yield evaluation.answers(
-            asked,
-            model,
-            rows[model].to_numpy(),
-            is_probability=model in {FLM, *baselines.WITH_PROBABILITY},
-            listed=lists[listed_as] if listed_as else None,
-            expected=lists[baselines.POPULARITY],
-            cutoffs=cutoffs,
+    models: Models, rows: pa.Table, users: pa.Table, found: pa.Table, counted: pa.Table, *, n: int
+) -> Iterator[evaluation.Answers]:
+    n_listed = {row.pop("model"): row for row in counted.drop_columns("users").to_pylist()}
+    for model in models.names:
+        said, can_list = rows[model].to_numpy(), model in models.listing
+        yield evaluation.Answers(
+            model=model,
+            scores=said,
+            probabilities=said if model in WITH_PROBABILITY else None,
+            hits=evaluation.hit_matrix(found, users, model=model, n=n) if can_list else None,
+            n_listed={int(k): count for k, count in n_listed.get(model, {}).items()} if can_list else {},
         )
 
 
@@ -197,7 +217,11 @@ def _digest(job: Job) -> str:
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:
     # Few and small rows, much work each: Spark would put them all into one task.
-    return users.repartition(job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism, c.USER_ID)
+    return users.repartition(_partitions(job), c.USER_ID)
+
+
+def _partitions(job: Job) -> int:
+    return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
 
 
 @contextmanager

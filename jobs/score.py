@@ -1,4 +1,4 @@
-"""Scores every user-item prompt with the checkpoint and refreshes the table `recommendations`.
+"""Scores every user-item prompt and refreshes the table `recommendations`, by what score.strategy names.
 
     spark-submit jobs/score.py --config conf/demo.yaml [score.n=20 ...] [--run-id ID] [--dry-run]
 
@@ -24,14 +24,19 @@ from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark import dry_run, scoring
-from flmrec_spark.errors import AuditError, ConflictError, InputError
+from flmrec_spark.errors import AuditError, ConfigError, ConflictError, InputError
+from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
 from flmrec_spark.lm import folders, manifest
+from flmrec_spark.prompts import load_template
 from flmrec_spark.ship import filter_digest, listable, ship
+from flmrec_spark.stacking import Prepared
 from flmrec_spark.stages import audit, top_n
+from flmrec_spark.stages.hybrid import FLM
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, rejects
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
+from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, depends_on, recommender
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import content_digest, run_predicate
 from flmrec_spark.tables.sources import MALFORMED, read_source
@@ -61,15 +66,18 @@ def score(job: Job) -> None:
         _name_tables(job)
         return
     with ExitStack() as kept:
-        shipped, prompts = _ship(job, candidates, kept)
-        metadata = {**job.metadata(), "fingerprint": made_of}
+        found = _recommender(job)
+        prompts = _prompts(job, found, candidates, kept)
+        metadata = {**job.metadata(), "fingerprint": made_of, "strategy": job.config.score.strategy}
+        shipped = found.shipped
         if state == NEW:
-            shipped, work = scoring.make_ready(job, shipped, prompts)
-            metadata["precision"] = shipped.bundle.precision
-            _score(job, shipped, scoring.spread(job, shipped, prompts, work), metadata)
+            shipped, users = _planned(job, shipped, prompts)
+            if shipped is not None:
+                metadata["precision"] = shipped.bundle.precision
+            _score(job, shipped, found.lists(users, job.config.score.staged_n, shipped), metadata)
         staged = job.tables.read("top_n").where(run_predicate(job.run_id))
         with job.timed("write", "rejects"):
-            refused_items = job.spark.createDataFrame(shipped.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
+            refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
             _write_rejects(job, staged, refused_items)
         with job.timed("write", "audit"):
             _audit(job, staged, prompts, refused_items)
@@ -77,27 +85,42 @@ def score(job: Job) -> None:
             if state != PUBLISHED:
                 job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
             _name_tables(job)
-            scoring.count(job, shipped)
+            if shipped is not None:
+                scoring.count(job, shipped)
 
 
 def estimate(job: Job) -> None:
     """What `score` would do, read and write, and how long it would take; see `dry_run`."""
     job.status = "dry run"
+    if job.config.score.strategy != FLM:
+        raise ConfigError(
+            f"--dry-run: got score.strategy {job.config.score.strategy}, expected {FLM}: it alone is estimated"
+        )
     with job.timed("start", "inputs"):
         candidates = _candidates(job)
         _fingerprint(job, candidates)
     with ExitStack() as kept:
-        shipped, prompts = _ship(job, candidates, kept)
-        shipped, work = scoring.make_ready(job, shipped, prompts)
+        found = _recommender(job)
+        prompts = _prompts(job, found, candidates, kept)
+        assert found.shipped is not None
+        shipped, work = scoring.make_ready(job, found.shipped, prompts)
         dry_run.estimate(job, shipped, prompts, work)
 
 
-def _score(job: Job, shipped: Shipped, users: DataFrame, metadata: dict[str, object]) -> None:
+def _planned(job: Job, shipped: Shipped | None, prompts: DataFrame) -> tuple[Shipped | None, DataFrame]:
+    """The shipment with its precision settled, and the users in the tasks of the score stage."""
+    if shipped is None:
+        return None, prompts.repartition(_partitions(job))
+    shipped, work = scoring.make_ready(job, shipped, prompts)
+    return shipped, scoring.spread(job, shipped, prompts, work)
+
+
+def _score(job: Job, shipped: Shipped | None, lists: DataFrame, metadata: dict[str, object]) -> None:
     with job.timed("score", "score"):
-        rows = top_n.staged(scores(users, shipped, n=job.config.score.staged_n), run_id=job.run_id)
+        rows = top_n.staged(lists, run_id=job.run_id)
         job.tables.replace_rows(schemas.TOP_N, rows, run_predicate(job.run_id), metadata)
     # One action scores and stages: behind the end of its last task there is the commit alone.
-    ended = shipped.usage.last_end()
+    ended = shipped.usage.last_end() if shipped is not None else None
     commit = min(max(0.0, time.time() - ended), job.seconds["score"]) if ended is not None else 0.0
     job.add_seconds("score", -commit)
     job.add_seconds("write", commit)
@@ -122,7 +145,11 @@ def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
     """What the lists depend on: two runs of one fingerprint publish the same rows."""
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
-    job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
+    strategy, made_by = job.config.score.strategy, []
+    if strategy in NEEDS_CHECKPOINT:
+        job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
+    if strategy != FLM:
+        made_by = depends_on(strategy, names=job.config.evaluate.baselines, tools=_tools(job))
     if candidates is not None:
         job.inputs["candidates"] = content_digest(candidates)
     config = job.config.score
@@ -134,6 +161,7 @@ def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
         filter_digest(_read(job, "items"), config.item_filter),
         config.history_splits,
         config.precision,
+        *made_by,
     ]
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
     contents = [commit.get("content") for name in INPUTS for commit in job.tables.commits(name)[:1]]
@@ -165,35 +193,59 @@ def _state(job: Job, made_of: str, *, is_named: bool) -> str:
     return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
 
 
-def _ship(job: Job, candidates: DataFrame | None, kept: ExitStack) -> tuple[Shipped, DataFrame]:
-    """The shipment, and the rows of `user_prompts` that are planned, scored and audited: they are made once."""
+def _recommender(job: Job) -> Recommender:
     with job.timed("ship"):
-        shipped = ship(
-            job.spark,
-            checkpoint=job.config.checkpoint,
-            items=_read(job, "items"),
-            users=_read(job, "users"),
-            score=job.config.score,
-            item_filter=job.config.score.item_filter,
+        found = recommender(
+            job.config.score,
+            Prepared(*[_read(job, name) for name in INPUTS]),
+            names=job.config.evaluate.baselines,
+            ship=lambda item_filter: _ship(job, item_filter),
+            scores=scores,
+            tools=_tools(job),
+            partitions=_partitions(job),
+            timed=job.timed,
         )
-        if shipped.digest != job.inputs["checkpoint"]:
-            raise ConflictError(f"checkpoint {job.config.checkpoint}: another one took its place meanwhile; run again")
-        job.counts |= {"items": shipped.n_items, "items_rejected": len(shipped.rejected)}
-    with job.timed("score", "prompts"):
-        prompts = _prompts(job, shipped, candidates).persist(StorageLevel.MEMORY_AND_DISK)
-        kept.callback(prompts.unpersist)
-    return shipped, prompts
+    job.counts |= {"items": found.n_items, "items_rejected": len(found.rejected)}
+    return found
 
 
-def _prompts(job: Job, shipped: Shipped, candidates: DataFrame | None) -> DataFrame:
-    prompts = user_prompts(
-        _read(job, "users"),
-        _read(job, "interactions"),
-        splits=job.config.score.history_splits,
-        history_length=shipped.history_length,
-        exclude_seen=job.config.score.exclude_seen,
+def _tools(job: Job) -> Tools:
+    return Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
+
+
+def _ship(job: Job, item_filter: str | None) -> Shipped:
+    shipped = ship(
+        job.spark,
+        checkpoint=job.config.checkpoint,
+        items=_read(job, "items"),
+        users=_read(job, "users"),
+        score=job.config.score,
+        item_filter=item_filter,
     )
-    return prompts if candidates is None else with_candidates(prompts, candidates)
+    if shipped.digest != job.inputs["checkpoint"]:
+        raise ConflictError(f"checkpoint {job.config.checkpoint}: another one took its place meanwhile; run again")
+    return shipped
+
+
+def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: ExitStack) -> DataFrame:
+    """Rows of `user_prompts`, which are planned, scored and audited, and made once."""
+    with job.timed("score", "prompts"):
+        prompts = user_prompts(
+            _read(job, "users"),
+            _read(job, "interactions"),
+            splits=job.config.score.history_splits,
+            history_length=found.history_length,
+            exclude_seen=job.config.score.exclude_seen,
+        )
+        prompts = prompts if candidates is None else with_candidates(prompts, candidates)
+        prompts = prompts.persist(StorageLevel.MEMORY_AND_DISK)
+        kept.callback(prompts.unpersist)
+    return prompts
+
+
+def _partitions(job: Job) -> int:
+    """Tasks of a stage whose cost nobody has planned: several per core, so that the last one is not waited for long."""
+    return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
 
 
 def _write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> None:

@@ -15,7 +15,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -230,12 +229,3 @@ def _kernel_for_int8(kernel: Kernel | None, device: str) -> Kernel:
     if kernel is None or device != "cpu":
         raise EnvironmentFault(f"score.precision: got int8 on {device}, expected a CPU and a C compiler")
     return kernel
-
-
-def best(scores: Scores, n: int, *, allowed: Any = None) -> Index:
-    """Places of the n best scores, best first, equal ones by place; fewer when fewer are allowed (bool (N,))."""
-    places = np.arange(len(scores)) if allowed is None else np.flatnonzero(allowed)
-    if len(places) > n:
-        chosen = scores[places]
-        places = places[chosen >= np.partition(chosen, len(chosen) - n)[len(chosen) - n]]
-    return places[np.lexsort((places, -scores[places]))][:n]

@@ -22,6 +22,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.functions import pandas_udf
 
 from flmrec_spark import columns as c
+from flmrec_spark.ranking import best
 from flmrec_spark.stages.partitions import CostModel
 from flmrec_spark.stages.usage import Meter, Usage
 
@@ -134,29 +135,37 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
 
 @dataclass(frozen=True)
 class User:
+    """A row of `user_prompts`; items are places in the catalogue, H of them in the history, newest first."""
+
     user_id: str
     profile: dict[str, Any]
-    history: list[Any]  # segments.Interaction, of the items that are still in the catalogue
-    excluded: Any  # places in the catalogue, int (E,)
-    candidates: Any  # places in the catalogue, or None for all
+    history: Any  # int (H,), -1 for an item that has left the catalogue
+    is_liked: list[bool]  # (H,)
+    values: list[float | None]  # (H,) what each interaction was worth
+    excluded: Any  # int (E,)
+    candidates: Any  # int (C,), or None for all
+
+    def interactions(self, fields: list[dict[str, Any]], n: int) -> list[Any]:
+        """`segments.Interaction` of the n newest, less those that have left the catalogue."""
+        from flmrec_spark.lm.segments import Interaction
+
+        newest = zip(self.history[:n].tolist(), self.is_liked, self.values, strict=False)
+        return [Interaction(fields[place], is_liked, value) for place, is_liked, value in newest if place >= 0]
 
 
 def users_of(batch: pa.RecordBatch, catalogue: Any, profile: list[str]) -> Iterator[User]:
-    """The users of a batch of `user_prompts`; item ids become places without a Python object per id."""
-    from flmrec_spark.lm.segments import Interaction
-
+    """The users of a batch of `user_prompts`; item ids become the catalogue's `places` without an object per id."""
     excluded, candidates = (_places(batch.column(name), catalogue) for name in (c.EXCLUDED, c.CANDIDATES))
     entries = batch.column(c.HISTORY).flatten()
     places = catalogue.places(entries.field(c.ITEM_ID))
     liked, values = entries.field(c.IS_LIKED).to_pylist(), entries.field(c.VALUE).to_pylist()
     sizes = batch.column(c.HISTORY).value_lengths().fill_null(0).to_pylist()
-    rows, fields, end = batch.select([c.USER_ID, *profile]).to_pylist(), catalogue.fields, 0
+    end = 0
+    rows = batch.select([c.USER_ID, *profile]).to_pylist()
     for row, size, own, asked in zip(rows, sizes, excluded, candidates, strict=True):
-        end += size
-        history = [
-            Interaction(fields[places[at]], liked[at], values[at]) for at in range(end - size, end) if places[at] >= 0
-        ]
-        yield User(row[c.USER_ID], {name: row[name] for name in profile}, history, own, asked)
+        part, end = slice(end, end + size), end + size
+        known = {name: row[name] for name in profile}
+        yield User(row[c.USER_ID], known, places[part], liked[part], values[part], own, asked)
 
 
 def _places(lists: pa.ListArray, catalogue: Any) -> list[Any]:
@@ -169,30 +178,56 @@ def _places(lists: pa.ListArray, catalogue: Any) -> list[Any]:
     ]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one user: probabilities of the items of the scorer, or of some, or why there are none."""
+
+    has_history: bool
+    n_cut: int
+    reason: str | None = None
+    asked: Any = None  # the scorer's rows that `values` belong to; None for all
+    is_left: Any = None  # bool (items of the scorer,): not excluded
+    values: Any = None
+
+    def best(self, values: Any, n: int) -> tuple[Any, Any]:
+        """The scorer's rows of the n best values, best first, and these; `values` as the answer's own."""
+        top = best(values, n, allowed=self.is_left if self.asked is None else None)
+        return (top if self.asked is None else self.asked[top]), values[top]
+
+
 def _list(user: User, worker: Any, n: int, meter: Meter) -> pa.RecordBatch:
-    from flmrec_spark.lm.scorer import best
+    answer = answer_of(user, worker, meter)
+    return list_rows(user, worker, answer, None if answer.values is None else answer.best(answer.values, n))
+
+
+def answer_of(user: User, worker: Any, meter: Meter) -> Answer:
     from flmrec_spark.lm.segments import TOO_LONG_USER
 
     meter.add(users=1)
-    segment = worker.segmenter.user(user.profile, user.history)
-    has_history = len(user.history) > 0
+    history = user.interactions(worker.catalogue.fields, worker.segmenter.history_length)
+    segment = worker.segmenter.user(user.profile, history)
+    has_history = len(history) > 0
     if segment is None:
-        return _rows(user, has_history, 0, reason=TOO_LONG_USER)
+        return Answer(has_history, 0, TOO_LONG_USER)
     is_left = np.ones(len(worker.catalogue.listed), dtype=bool)
     is_left[_known(worker.row_of_place[user.excluded])] = False
     asked = None if user.candidates is None else np.unique(_known(worker.row_of_place[user.candidates]))
     if asked is not None:
         asked = asked[is_left[asked]]
     if not (is_left.any() if asked is None else len(asked)):
-        return _rows(user, has_history, segment.n_cut, reason=NO_CANDIDATES)
+        return Answer(has_history, segment.n_cut, NO_CANDIDATES)
     bias = worker.biases.user.get(user.user_id, 0.0)
     values = worker.scorer.score(segment.ids, user_bias=bias, items=asked)
     meter.add(pairs=len(values), user_tokens=len(segment.ids))
-    top = best(values, n, allowed=is_left if asked is None else None)
-    listed = worker.catalogue.listed[top if asked is None else asked[top]]
-    return _rows(
-        user, has_history, segment.n_cut, items=worker.catalogue.ids.take(pa.array(listed)), values=values[top]
-    )
+    return Answer(has_history, segment.n_cut, asked=asked, is_left=is_left, values=values)
+
+
+def list_rows(user: User, worker: Any, answer: Answer, top: tuple[Any, Any] | None) -> pa.RecordBatch:
+    """Rows of OUTPUT; `top` as Answer.best gives it."""
+    if top is None:
+        return _rows(user, answer.has_history, answer.n_cut, reason=answer.reason)
+    listed = worker.catalogue.ids.take(pa.array(worker.catalogue.listed[top[0]]))
+    return _rows(user, answer.has_history, answer.n_cut, items=listed, values=top[1])
 
 
 def _known(rows: Any) -> Any:

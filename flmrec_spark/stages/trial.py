@@ -35,7 +35,7 @@ def chosen_precision(prompts: DataFrame, shipped: Shipped, *, n: int) -> DataFra
         found, catalogue = worker.opened(folder)
         segmenter = found.segmenter()
         segments = [
-            segmenter.user(user.profile, user.history)
+            segmenter.user(user.profile, user.interactions(catalogue.fields, segmenter.history_length))
             for batch in batches
             for user in users_of(batch, catalogue, profile)
         ]

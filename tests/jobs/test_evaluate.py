@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from flmrec_spark.config import TablesConfig
+from flmrec_spark.stages import models
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Tables
 
@@ -77,7 +78,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], int]:
     monkeypatch.setitem(sys.modules, spec.name, job)  # its dataclass looks itself up
     spec.loader.exec_module(job)
     monkeypatch.setattr(job, "ship", fake_ship)
-    monkeypatch.setattr(job, "scores", fake_scores)
+    monkeypatch.setattr(models, "scores", fake_scores)
     return job.main  # type: ignore[no-any-return]
 
 
