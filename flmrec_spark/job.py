@@ -14,11 +14,12 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import pyspark
 from py4j.protocol import Py4JJavaError
@@ -38,6 +39,8 @@ __all__ = ["Job", "run", "session"]
 
 log = logging.getLogger("flmrec")
 
+_NO_FILES: Mapping[str, str] = MappingProxyType({})
+
 
 @dataclass
 class Job:
@@ -53,6 +56,7 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     status: str = "done"
+    files: Mapping[str, Path | None] = field(default_factory=dict)  # given by further arguments, see `run`
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -77,9 +81,14 @@ class Job:
         return {"job": self.name, "run_id": self.run_id, "config": self.config.digest(), **self.inputs}
 
 
-def run(name: str, body: Callable[[Job], None], argv: Sequence[str], description: str) -> int:
-    """Runs a job; returns its exit code. The session is stopped when this call started it."""
-    arguments = _parse(name, argv, description)
+def run(
+    name: str, body: Callable[[Job], None], argv: Sequence[str], description: str, files: Mapping[str, str] = _NO_FILES
+) -> int:
+    """Runs a job; returns its exit code. The session is stopped when this call started it.
+
+    `files` are further arguments `--<name> FILE` with their help; what was given is in the Job's `files`.
+    """
+    arguments = _parse(name, argv, description, files)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)  # under spark-submit its farewell would be the last line
     started = time.perf_counter()
@@ -95,6 +104,7 @@ def run(name: str, body: Callable[[Job], None], argv: Sequence[str], description
             spark.sparkContext.setLogLevel("ERROR")
         now = datetime.now(UTC)
         job = Job(name, config, spark, Tables(spark, config.tables), arguments.run_id or "", now)
+        job.files = {file: Path(value) if (value := getattr(arguments, file)) else None for file in files}
         job.seconds["start"] = round(time.perf_counter() - started, 3)
         return _attempt(job, body)
     except FlmrecError as fault:
@@ -180,11 +190,13 @@ def _fail_unexpectedly(name: str, fault: Exception, with_traceback: bool) -> int
     return FlmrecError.exit_code
 
 
-def _parse(name: str, argv: Sequence[str], description: str) -> argparse.Namespace:
+def _parse(name: str, argv: Sequence[str], description: str, files: Mapping[str, str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML, see conf/demo.yaml")
     parser.add_argument("--run-id", metavar="ID", help="name of this run; by default made from its inputs and config")
     parser.add_argument("--print-config", action="store_true", help="print the effective config and stop")
     parser.add_argument("--traceback", action="store_true", help="show the stack trace of an error")
+    for file, told in files.items():
+        parser.add_argument(f"--{file}", metavar="FILE", help=told)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over those of the file")
     return parser.parse_intermixed_args(argv)

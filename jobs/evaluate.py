@@ -1,6 +1,6 @@
 """Measures the checkpoint and simple baselines on held-out interactions, and writes the table `evaluation`.
 
-    spark-submit jobs/evaluate.py --config conf/demo.yaml [evaluate.split=valid ...]
+    spark-submit jobs/evaluate.py --config conf/demo.yaml [--report report.html] [evaluate.split=valid ...]
 
 Histories, seen items and baselines are from train for the valid split, from train and valid for test. Held-out
 rows that the model gave no score, because it refused the item or the user, are counted and left out for every
@@ -9,17 +9,15 @@ model alike; a user whom the model gave no list counts as zero.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 from rich.console import Console
 
 from flmrec_spark import columns as c
@@ -27,17 +25,21 @@ from flmrec_spark.bootstrap import Array
 from flmrec_spark.config import EvaluateConfig
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.job import Job, run
+from flmrec_spark.report import page, stored
 from flmrec_spark.report.console import WIDTH, report
+from flmrec_spark.report.content import Result
+from flmrec_spark.report.publish import publish
 from flmrec_spark.ship import ship
 from flmrec_spark.stages import baselines, evaluation
 from flmrec_spark.stages.measurements import Answers, Measurement, measure
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts
-from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 
 FLM = "flm"
 MODELS = (FLM, *baselines.NAMES)
+INPUTS = ("interactions", "items", "users")
+REPORT_LIST = 10  # items of a list that the report shows
 HISTORY_SPLITS = {c.VALID: (c.TRAIN,), c.TEST: (c.TRAIN, c.VALID)}
 
 
@@ -55,21 +57,54 @@ class Inputs:
 
 
 def main(argv: Sequence[str]) -> int:
-    return run("evaluate", evaluate, argv, "Measures the model beside simple baselines on held-out interactions.")
+    about = "Measures the model beside simple baselines on held-out interactions."
+    return run("evaluate", evaluate, argv, about, files={"report": "write one HTML page that shows what was measured"})
 
 
 def evaluate(job: Job) -> None:
     config = job.config.evaluate
-    for name in ("interactions", "items", "users"):
+    for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
     _against(config)
+    if job.files["report"] is not None:
+        page.expect_room(job.files["report"])
     with job.timed("ship"):
         items = job.tables.read("items")
         users = job.tables.read("users")
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
-    job.run_id = job.run_id or f"evaluate-{_digest(job)}"
+    measured = _measured_now_or_before(job, shipped)
+    rows = job.counts["held_out_rows"] - job.counts["unscored_rows"]
+    title = f"{job.run_id}: {rows:,} rows of {job.counts['users']:,} users in {config.split}"
+    Console(width=WIDTH).print(report(measured, models=MODELS, title=title))
+    if job.files["report"] is not None:
+        with job.timed("report"):
+            _publish(job, shipped, measured, job.files["report"])
+
+
+def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
+    """The measurements, read back when a finished run of this id has made them; its counts are the job's then."""
+    config, precision = job.config.evaluate, job.config.score.precision
+    made_of = stored.fingerprint(job.tables, job.inputs, config, precision=precision, models=MODELS)
+    job.run_id = job.run_id or f"evaluate-{made_of}"
+    measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
+    if measured is not None:
+        runs = job.tables.read("runs").where(run_predicate(job.run_id)).where(F.col("job") == job.name)
+        job.status, job.counts = "already done", dict(runs.collect()[0]["counts"])
+        return measured
+    measured = _measured(job, shipped)
+    job.counts["measurements"] = len(measured)
+    with job.timed("write"):
+        metadata = job.metadata()
+        stored.write(
+            job.spark, job.tables, measured, run_id=job.run_id, split=config.split, made_of=made_of, metadata=metadata
+        )
+    return measured
+
+
+def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
+    config = job.config.evaluate
     with ExitStack() as kept:
         with job.timed("choose users"):
             inputs = _inputs(job, shipped, kept)
@@ -78,7 +113,7 @@ def evaluate(job: Job) -> None:
         with job.timed("score lists"):
             asked, lists = _lists(job, inputs, shipped, rows)
     with job.timed("measure"):
-        measured = measure(
+        return measure(
             asked.world,
             list(_answers(rows, asked, lists, inputs.cutoffs)),
             cutoffs=inputs.cutoffs,
@@ -86,10 +121,6 @@ def evaluate(job: Job) -> None:
             n_resamples=config.bootstrap,
             seed=config.seed,
         )
-    with job.timed("write"):
-        _write(job, measured)
-    title = f"{job.run_id}: {rows.num_rows:,} rows of {job.counts['users']:,} users in {config.split}"
-    Console(width=WIDTH).print(report(measured, models=MODELS, title=title))
 
 
 def _inputs(job: Job, shipped: Shipped, kept: ExitStack) -> Inputs:
@@ -181,18 +212,21 @@ def _against(config: EvaluateConfig) -> str:
     return config.against
 
 
-def _write(job: Job, measured: Sequence[Measurement]) -> None:
-    schema = T.StructType([T.StructField(col.name, col.type) for col in schemas.EVALUATION.columns])
-    run_of = {c.RUN_ID: job.run_id, c.SPLIT: job.config.evaluate.split}
-    frame = job.spark.createDataFrame([{**asdict(row), **run_of} for row in measured], schema)
-    job.tables.replace_rows(schemas.EVALUATION, frame.coalesce(1), run_predicate(job.run_id), job.metadata())
-    job.counts["measurements"] = len(measured)
-
-
-def _digest(job: Job) -> str:
-    settings = job.config.evaluate.model_dump(exclude={"report_users"})
-    made_of = json.dumps({**job.inputs, "settings": settings}, sort_keys=True)
-    return hashlib.sha256(made_of.encode()).hexdigest()[:12]
+def _publish(job: Job, shipped: Shipped, measured: Sequence[Measurement], file: Path) -> None:
+    config = job.config.evaluate
+    publish(
+        file,
+        Result(measured, MODELS, _against(config)),
+        run_id=job.run_id,
+        counts=job.counts,
+        inputs=job.inputs,
+        tables=job.tables,
+        checkpoint=job.config.checkpoint,
+        evaluate=config,
+        lists_of=lambda prompts: scores(prompts, shipped, n=REPORT_LIST).where(F.col(c.RANK) >= 1),
+        history_splits=HISTORY_SPLITS[config.split],
+        history_length=shipped.history_length,
+    )
 
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:
