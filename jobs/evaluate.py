@@ -31,7 +31,7 @@ from flmrec_spark.report.content import Result
 from flmrec_spark.report.publish import publish
 from flmrec_spark.ship import ship
 from flmrec_spark.stages import baselines, evaluation
-from flmrec_spark.stages.measurements import Answers, Measurement, measure
+from flmrec_spark.stages.measurements import Answers, Measurement, measure, pairs
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts
 from flmrec_spark.tables.delta import run_predicate
@@ -117,7 +117,7 @@ def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
             asked.world,
             list(_answers(rows, asked, lists, inputs.cutoffs)),
             cutoffs=inputs.cutoffs,
-            against=_against(config),
+            compared=pairs(MODELS, _against(config)),
             n_resamples=config.bootstrap,
             seed=config.seed,
         )

@@ -138,13 +138,13 @@ def answers(
     *,
     is_probability: bool,
     listed: Array | None,
-    expected: Array,
+    expected: Array | None,
     cutoffs: Sequence[int],
 ) -> Answers:
     """One model's answers with what its lists are like.
 
     `scores` are of the rows that `asked` was made from; `listed` as `places`, None for a model without lists;
-    `expected` likewise, of popularity, to see what surprises.
+    `expected` likewise, of popularity, to see what surprises; without it there is no serendipity.
     """
     probabilities = scores if is_probability else None
     if listed is None:
@@ -164,7 +164,9 @@ def answers(
         for name, values in per_item.items():
             per_list[name, k] = list_metrics.mean_of_items(values, listed, k=k)
         per_list["diversity", k] = list_metrics.diversity(items.features, listed, k=k)
-        per_list["serendipity", k] = list_metrics.serendipity(hits > 0, listed, expected, asked.world.n_relevant, k=k)
+        if expected is not None:
+            n_relevant = asked.world.n_relevant
+            per_list["serendipity", k] = list_metrics.serendipity(hits > 0, listed, expected, n_relevant, k=k)
     return Answers(model, scores, probabilities, hits, per_list, of_all)
 
 

@@ -13,7 +13,7 @@ from flmrec_spark.report import page
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.examples import ExampleUser, Listed
 from flmrec_spark.report.speeds import Speed
-from flmrec_spark.stages.measurements import Answers, measure
+from flmrec_spark.stages.measurements import Answers, measure, pairs
 from flmrec_spark.stages.segments import COLD, HEAD, TAIL, HeldOut
 from tests.report.pages import Element, cells, parsed
 
@@ -58,7 +58,7 @@ def result(*, n_resamples: int = 30, everything_liked: bool = False) -> Result:
         users, labels, np.tile([COLD, HEAD, TAIL], 40), np.tile([0, 1, 1], (40, 1)), np.repeat([0, 3, 50, 200], 10)
     )
     return Result(
-        measure(world, answers, cutoffs=[1, 3], against="item_mean", n_resamples=n_resamples, seed=1),
+        measure(world, answers, cutoffs=[1, 3], compared=pairs(MODELS, "item_mean"), n_resamples=n_resamples, seed=1),
         MODELS,
         "item_mean",
     )
