@@ -8,6 +8,46 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Baseline = Literal[
+    "popularity",
+    "item_mean",
+    "user_mean",
+    "user_item_mean",
+    "logistic_regression",
+    "als",
+    "item_knn",
+    "ease",
+    "markov",
+    "content_tfidf",
+    "content_lm",
+]
+# What can list: all but user_mean, which has one score for all items.
+Strategy = Literal[
+    "flm",
+    "hybrid",
+    "popularity",
+    "item_mean",
+    "user_item_mean",
+    "logistic_regression",
+    "als",
+    "item_knn",
+    "ease",
+    "markov",
+    "content_tfidf",
+    "content_lm",
+]
+CHEAP: list[Baseline] = [
+    "popularity",
+    "item_mean",
+    "user_mean",
+    "user_item_mean",
+    "logistic_regression",
+    "als",
+    "item_knn",
+    "ease",
+    "markov",
+    "content_tfidf",
+]
 
 
 class Section(BaseModel):
@@ -149,6 +189,7 @@ class FinetuneConfig(Section):
 
 
 class ScoreConfig(Section):
+    strategy: Strategy = Field("flm", description="who makes the lists; but flm and hybrid, none needs a checkpoint")
     n: Count = Field(10, description="length of a published list")
     depth: Count | None = Field(None, description="length of a staged list in top_n; null: n")
     exclude_seen: bool = True
@@ -181,9 +222,28 @@ class EvaluateConfig(Section):
     split: Literal["valid", "test"] = "test"
     k: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [5, 10, 20], description="cut-offs")
     max_users: Count = Field(100_000, description="held-out users measured, drawn by seed when there are more")
-    against: str = Field("item_mean", description="baseline that every other model's paired difference is taken to")
+    against: str | None = Field(
+        None, description="baseline that the others' paired differences are taken to; null: item_mean, or the first"
+    )
     bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="resamples of users for 95 % intervals; 0: none")
     seed: int = 1
     report_users: Annotated[int, Field(ge=0)] = Field(
         3, description="users whose history and list the report shows; histories are personal: 0 shows none"
     )
+    baselines: list[Baseline] = Field(
+        default_factory=lambda: [*CHEAP], description="who is measured beside flm, and what a hybrid is made of"
+    )
+    hybrid: bool = Field(True, description="measure a stack of flm and the baselines too; for split test")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EvaluateConfig:
+        if len(set(self.baselines)) != len(self.baselines):
+            raise ValueError(f"baselines: got {self.baselines}, expected each name once")
+        if self.against is not None and self.against not in self.baselines:
+            raise ValueError(f"against: got {self.against!r}, expected one of the baselines {self.baselines}")
+        return self
+
+    @property
+    def compared_with(self) -> str:
+        """The model that every other one is compared with; flm when there is no baseline."""
+        return self.against or ("item_mean" if "item_mean" in self.baselines else [*self.baselines, "flm"][0])

@@ -4,13 +4,15 @@
 
 Histories, seen items and baselines are from train for the valid split, from train and valid for test. Held-out
 rows that the model gave no score, because it refused the item or the user, are counted and left out for every
-model alike; a user whom the model gave no list counts as zero.
+model alike; a user whom the model gave no list counts as zero. For test, the hybrid is a stack of the model and the
+baselines that is fitted on valid (`stacking`).
 """
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +24,30 @@ from rich.console import Console
 
 from flmrec_spark import columns as c
 from flmrec_spark.bootstrap import Array
-from flmrec_spark.config import EvaluateConfig
-from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.errors import InputError
+from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
+from flmrec_spark.prompts import load_template
 from flmrec_spark.report import page, stored
 from flmrec_spark.report.console import WIDTH, report
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.publish import publish
 from flmrec_spark.ship import ship
-from flmrec_spark.stages import baselines, evaluation
-from flmrec_spark.stages.measurements import Answers, Measurement, measure, pairs
+from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
+from flmrec_spark.stages import evaluation
+from flmrec_spark.stages.baselines.lists import MODEL
+from flmrec_spark.stages.hybrid import FLM, HYBRID
+from flmrec_spark.stages.measurements import Measurement, measure, pairs
+from flmrec_spark.stages.models import WITH_PROBABILITY, Models, answered, listed
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts
 from flmrec_spark.tables.delta import run_predicate
 
-FLM = "flm"
-MODELS = (FLM, *baselines.NAMES)
-INPUTS = ("interactions", "items", "users")
-REPORT_LIST = 10  # items of a list that the report shows
 HISTORY_SPLITS = {c.VALID: (c.TRAIN,), c.TEST: (c.TRAIN, c.VALID)}
+INPUTS = ("interactions", "items", "users")
+REPORT_LIST = 10  # items of a list that the page shows
+
+log = logging.getLogger("flmrec")
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,9 @@ class Inputs:
     """Who and what is measured; `rows` as `evaluation.held_out`, `prompts` as `user_prompts.user_prompts`."""
 
     history: DataFrame
-    item_scores: DataFrame
     rows: DataFrame
     prompts: DataFrame
     longest_rows: int  # distinct held-out items of a user at most
-    longest_excluded: int
     cutoffs: list[int]
 
 
@@ -65,28 +70,28 @@ def evaluate(job: Job) -> None:
     config = job.config.evaluate
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
-    _against(config)
     if job.files["report"] is not None:
         page.expect_room(job.files["report"])
     with job.timed("ship"):
-        items = job.tables.read("items")
-        users = job.tables.read("users")
+        items, users = job.tables.read("items"), job.tables.read("users")
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
     measured = _measured_now_or_before(job, shipped)
     rows = job.counts["held_out_rows"] - job.counts["unscored_rows"]
     title = f"{job.run_id}: {rows:,} rows of {job.counts['users']:,} users in {config.split}"
-    Console(width=WIDTH).print(report(measured, models=MODELS, title=title))
+    known = {row.model for row in measured}
+    names = [name for name in (FLM, *config.baselines, HYBRID) if name in known]  # the hybrid may have been left out
+    Console(width=WIDTH).print(report(measured, models=names, title=title))
     if job.files["report"] is not None:
         with job.timed("report"):
-            _publish(job, shipped, measured, job.files["report"])
+            _publish(job, shipped, Result(measured, names, config.compared_with, {HYBRID}), job.files["report"])
 
 
 def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
     """The measurements, read back when a finished run of this id has made them; its counts are the job's then."""
     config, precision = job.config.evaluate, job.config.score.precision
-    made_of = stored.fingerprint(job.tables, job.inputs, config, precision=precision, models=MODELS)
+    made_of = stored.fingerprint(job.tables, job.inputs, config, precision=precision)
     job.run_id = job.run_id or f"evaluate-{made_of}"
     measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
     if measured is not None:
@@ -104,20 +109,27 @@ def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
 
 
 def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
+    """Every metric; flm less each other model, the hybrid likewise, and each of them less `evaluate.against`."""
     config = job.config.evaluate
     with ExitStack() as kept:
         with job.timed("choose users"):
             inputs = _inputs(job, shipped, kept)
+        models = _models(job, shipped)
         with job.timed("score held-out rows"):
-            rows = _scored_rows(job, inputs, shipped)
+            rows = _scored_rows(job, inputs, models)
         with job.timed("score lists"):
-            asked, lists = _lists(job, inputs, shipped, rows)
+            asked, lists = _lists(job, inputs, models, rows, kept)
+    compared = pairs(models.names, config.compared_with)
+    compared += [(HYBRID, name) for name in models.baselines if models.stackers is not None]
     with job.timed("measure"):
+        answers = evaluation.answers_of_all(
+            asked, rows, lists, models.names, with_probability=WITH_PROBABILITY, cutoffs=inputs.cutoffs
+        )
         return measure(
             asked.world,
-            list(_answers(rows, asked, lists, inputs.cutoffs)),
+            answers,
             cutoffs=inputs.cutoffs,
-            compared=pairs(MODELS, _against(config)),
+            compared=list(dict.fromkeys(compared)),
             n_resamples=config.bootstrap,
             seed=config.seed,
         )
@@ -131,40 +143,46 @@ def _inputs(job: Job, shipped: Shipped, kept: ExitStack) -> Inputs:
     rows = evaluation.held_out(interactions, users, split=config.split, history_splits=history_splits)
     rows = kept.enter_context(_kept(rows))
     prompts = user_prompts(
-        users, interactions, splits=history_splits, history_length=shipped.history_length, exclude_seen=True
+        users,
+        interactions,
+        splits=history_splits,
+        history_length=max(HISTORY_LENGTH, shipped.history_length),
+        exclude_seen=True,
     )
     prompts = kept.enter_context(_kept(prompts))
     sizes = rows.groupBy(c.USER_ID).agg(F.count_distinct(c.ITEM_ID).alias("items"), F.count("*").alias("rows"))
     held_out = sizes.agg(F.max("items").alias("longest"), F.sum("rows").alias("rows")).collect()[0]
     if not held_out["rows"]:
         raise InputError(f"table interactions: got no rows of split {config.split}, expected some; see prepare.split")
-    excluded = prompts.agg(F.max(F.size(c.EXCLUDED)).alias("longest"), F.count("*").alias("users")).collect()[0]
-    job.counts |= {"users": excluded["users"], "held_out_rows": held_out["rows"]}
+    job.counts |= {"users": prompts.count(), "held_out_rows": held_out["rows"]}
+    job.counts["items"] = job.tables.read("items").count()
     history = interactions.where(F.col(c.SPLIT).isin(*history_splits))
-    item_scores = kept.enter_context(_kept(baselines.item_scores(history, job.tables.read("items"))))
-    job.counts["items"] = item_scores.count()
-    return Inputs(
-        history=history,
-        item_scores=item_scores,
-        rows=rows,
-        prompts=prompts,
-        longest_rows=held_out["longest"],
-        longest_excluded=excluded["longest"],
-        cutoffs=sorted(set(config.k)),
-    )
+    return Inputs(history, rows, prompts, longest_rows=held_out["longest"], cutoffs=sorted(set(config.k)))
 
 
-def _scored_rows(job: Job, inputs: Inputs, shipped: Shipped) -> pa.Table:
+def _models(job: Job, shipped: Shipped) -> Models:
+    """Baselines are fitted on what the histories are from."""
+    config = job.config.evaluate
+    prepared = Prepared(*[job.tables.read(name) for name in ("interactions", "items", "users")])
+    tools = Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
+    splits = HISTORY_SPLITS[config.split]
+    models = fit_models(prepared, shipped, names=config.baselines, history_splits=splits, tools=tools, timed=job.timed)
+    if not config.hybrid or config.split != c.TEST:
+        return models
+    try:
+        with job.timed("fit hybrid"):
+            return with_stack(models, prepared, shipped=shipped, tools=tools, partitions=_partitions(job))
+    except InputError as fault:
+        log.warning("evaluate: %s; the hybrid is left out", fault)
+        return models
+
+
+def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:
     """The held-out rows that have a score, one column per model, in a fixed order."""
-    asked = evaluation.pointwise_prompts(inputs.prompts, inputs.rows)
-    answered = scores(_spread(job, asked), shipped, n=inputs.longest_rows).where(F.col(c.RANK) >= 1)
-    scored = inputs.rows.join(
-        answered.select(c.USER_ID, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(FLM)),
-        [c.USER_ID, c.ITEM_ID],
-        "left",
-    )
-    users = baselines.user_scores(inputs.history, inputs.prompts)
-    everything = baselines.score_rows(scored, items=inputs.item_scores, users=users).toArrow()
+    asked = _spread(job, evaluation.pointwise_prompts(inputs.prompts, inputs.rows))
+    said = answered(asked, models, n=inputs.longest_rows)
+    by_pair = said.groupBy(c.USER_ID, c.ITEM_ID).pivot(MODEL, list(models.names)).agg(F.first(c.SCORE))
+    everything = inputs.rows.join(by_pair, [c.USER_ID, c.ITEM_ID], "left").toArrow()
     rows = everything.filter(everything[FLM].is_valid())
     job.counts["unscored_rows"] = everything.num_rows - rows.num_rows
     if not rows.num_rows:
@@ -172,66 +190,46 @@ def _scored_rows(job: Job, inputs: Inputs, shipped: Shipped) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in (c.USER_ID, c.ITEM_ID, c.MOMENT)])
 
 
-def _lists(job: Job, inputs: Inputs, shipped: Shipped, rows: pa.Table) -> tuple[evaluation.Collected, dict[str, Array]]:
+def _lists(
+    job: Job, inputs: Inputs, models: Models, rows: pa.Table, kept: ExitStack
+) -> tuple[evaluation.Collected, dict[str, Array]]:
     """What was asked, with users in a fixed order, and each model's lists as places in the catalogue."""
     n = max(inputs.cutoffs)
-    lists = {FLM: scores(_spread(job, inputs.prompts), shipped, n=n).where(F.col(c.RANK) >= 1)}
-    for by in sorted(set(baselines.LISTED_BY.values())):
-        lists[by] = baselines.top_n(inputs.prompts, inputs.item_scores, by=by, n=n, depth=n + inputs.longest_excluded)
+    together = kept.enter_context(_kept(listed(_spread(job, inputs.prompts), models, n=n)))
     asked = evaluation.collected(
         rows,
         evaluation.relevant_items(inputs.rows).toArrow(),
         evaluation.measured_users(inputs.prompts, inputs.history).toArrow().sort_by(c.USER_ID),
         evaluation.catalogue(evaluation.catalogue_rows(job.tables.read("items"), inputs.history).toArrow()),
     )
-    columns = (c.USER_ID, c.RANK, c.ITEM_ID)
-    found = {name: evaluation.places(frame.select(*columns).toArrow(), asked, n=n) for name, frame in lists.items()}
+    found = evaluation.places_of_all(together, asked, models.listing, n=n)
     job.counts["users_without_list"] = int((found[FLM][:, 0] < 0).sum())
     return asked, found
 
 
-def _answers(
-    rows: pa.Table, asked: evaluation.Collected, lists: Mapping[str, Array], cutoffs: Sequence[int]
-) -> Iterator[Answers]:
-    for model in MODELS:
-        listed_as = {FLM: FLM, **baselines.LISTED_BY}.get(model)
-        yield evaluation.answers(
-            asked,
-            model,
-            rows[model].to_numpy(),
-            is_probability=model in {FLM, *baselines.WITH_PROBABILITY},
-            listed=lists[listed_as] if listed_as else None,
-            expected=lists[baselines.POPULARITY],
-            cutoffs=cutoffs,
-        )
-
-
-def _against(config: EvaluateConfig) -> str:
-    if config.against not in MODELS:
-        raise ConfigError(f"evaluate.against: got {config.against!r}, expected one of {', '.join(MODELS)}")
-    return config.against
-
-
-def _publish(job: Job, shipped: Shipped, measured: Sequence[Measurement], file: Path) -> None:
-    config = job.config.evaluate
+def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
     publish(
         file,
-        Result(measured, MODELS, _against(config)),
+        result,
         run_id=job.run_id,
         counts=job.counts,
         inputs=job.inputs,
         tables=job.tables,
         checkpoint=job.config.checkpoint,
-        evaluate=config,
+        evaluate=job.config.evaluate,
         lists_of=lambda prompts: scores(prompts, shipped, n=REPORT_LIST).where(F.col(c.RANK) >= 1),
-        history_splits=HISTORY_SPLITS[config.split],
+        history_splits=HISTORY_SPLITS[job.config.evaluate.split],
         history_length=shipped.history_length,
     )
 
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:
     # Few and small rows, much work each: Spark would put them all into one task.
-    return users.repartition(job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism, c.USER_ID)
+    return users.repartition(_partitions(job), c.USER_ID)
+
+
+def _partitions(job: Job) -> int:
+    return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
 
 
 @contextmanager

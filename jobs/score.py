@@ -1,4 +1,4 @@
-"""Scores every user-item prompt with the checkpoint and refreshes the table `recommendations`.
+"""Scores every user-item prompt and refreshes the table `recommendations`, by what score.strategy names.
 
     spark-submit jobs/score.py --config conf/demo.yaml [score.n=20 ...] [--run-id ID]
 
@@ -21,13 +21,18 @@ from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import AuditError, ConflictError, InputError
+from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
 from flmrec_spark.lm import folders, manifest
+from flmrec_spark.prompts import load_template
 from flmrec_spark.ship import filter_digest, listable, ship
+from flmrec_spark.stacking import Prepared
 from flmrec_spark.stages import audit, top_n
+from flmrec_spark.stages.hybrid import FLM
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, rejects
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
+from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, depends_on, recommender
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import content_digest, run_predicate
 from flmrec_spark.tables.sources import MALFORMED, read_source
@@ -55,17 +60,18 @@ def score(job: Job) -> None:
         _name_tables(job)
         return
     with job.timed("ship"):
-        shipped = _ship(job)
-    prompts = _prompts(job, shipped, candidates)
-    metadata = {**job.metadata(), "fingerprint": made_of, "precision": shipped.bundle.precision}
+        found = _recommender(job)
+    prompts = _prompts(job, found, candidates)
+    made_by = {"strategy": job.config.score.strategy, "precision": found.precision}
+    metadata = {**job.metadata(), "fingerprint": made_of, **made_by}
     if state == NEW:
+        lists = found.lists(_spread(job, prompts), job.config.score.staged_n)
         with job.timed("score"):
-            lists = scores(_spread(job, prompts), shipped, n=job.config.score.staged_n)
             rows = top_n.staged(lists, run_id=job.run_id)
             job.tables.replace_rows(schemas.TOP_N, rows, run_predicate(job.run_id), metadata)
     staged = job.tables.read("top_n").where(run_predicate(job.run_id))
     with job.timed("rejects"):
-        refused_items = job.spark.createDataFrame(shipped.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
+        refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
         _write_rejects(job, staged, refused_items)
     with job.timed("audit"):
         _audit(job, staged, prompts, refused_items)
@@ -94,7 +100,11 @@ def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
     """What the lists depend on: two runs of one fingerprint publish the same rows."""
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
-    job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
+    strategy, made_by = job.config.score.strategy, []
+    if strategy in NEEDS_CHECKPOINT:
+        job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
+    if strategy != FLM:
+        made_by = depends_on(strategy, names=job.config.evaluate.baselines, tools=_tools(job))
     if candidates is not None:
         job.inputs["candidates"] = content_digest(candidates)
     config = job.config.score
@@ -106,6 +116,7 @@ def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
         filter_digest(_read(job, "items"), config.item_filter),
         config.history_splits,
         config.precision,
+        *made_by,
     ]
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
     contents = [commit.get("content") for name in INPUTS for commit in job.tables.commits(name)[:1]]
@@ -137,35 +148,57 @@ def _state(job: Job, made_of: str, *, is_named: bool) -> str:
     return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
 
 
-def _ship(job: Job) -> Shipped:
+def _recommender(job: Job) -> Recommender:
+    found = recommender(
+        job.config.score,
+        Prepared(*[_read(job, name) for name in INPUTS]),
+        names=job.config.evaluate.baselines,
+        ship=lambda item_filter: _ship(job, item_filter),
+        scores=scores,
+        tools=_tools(job),
+        partitions=_partitions(job),
+        timed=job.timed,
+    )
+    job.counts |= {"items": found.n_items, "items_rejected": len(found.rejected)}
+    return found
+
+
+def _tools(job: Job) -> Tools:
+    return Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
+
+
+def _ship(job: Job, item_filter: str | None) -> Shipped:
     shipped = ship(
         job.spark,
         checkpoint=job.config.checkpoint,
         items=_read(job, "items"),
         users=_read(job, "users"),
         score=job.config.score,
-        item_filter=job.config.score.item_filter,
+        item_filter=item_filter,
     )
     if shipped.digest != job.inputs["checkpoint"]:
         raise ConflictError(f"checkpoint {job.config.checkpoint}: another one took its place meanwhile; run again")
-    job.counts |= {"items": shipped.n_items, "items_rejected": len(shipped.rejected)}
     return shipped
 
 
-def _prompts(job: Job, shipped: Shipped, candidates: DataFrame | None) -> DataFrame:
+def _prompts(job: Job, found: Recommender, candidates: DataFrame | None) -> DataFrame:
     prompts = user_prompts(
         _read(job, "users"),
         _read(job, "interactions"),
         splits=job.config.score.history_splits,
-        history_length=shipped.history_length,
+        history_length=found.history_length,
         exclude_seen=job.config.score.exclude_seen,
     )
     return prompts if candidates is None else with_candidates(prompts, candidates)
 
 
 def _spread(job: Job, prompts: DataFrame) -> DataFrame:
-    """The users in several tasks per core, so that the last one does not wait long for its end."""
-    return prompts.repartition(job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism)
+    return prompts.repartition(_partitions(job))
+
+
+def _partitions(job: Job) -> int:
+    """Several tasks per core, so that the last one does not wait long for its end."""
+    return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
 
 
 def _write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> None:

@@ -17,10 +17,11 @@ ROOT = PACKAGE.parent
 LAYERS = (
     ("columns",),
     ("errors",),
-    ("sections", "config", "prompts", "metrics", "list_metrics", "bootstrap"),
+    ("sections", "config", "prompts", "metrics", "list_metrics", "bootstrap", "ranking"),
     ("lm", "tables"),
     ("stages",),
     ("ship", "session", "report"),
+    ("fitting", "stacking", "strategies"),
     ("job",),
 )
 APART = {("lm", "tables"), ("tables", "lm")}

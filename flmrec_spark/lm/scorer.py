@@ -15,7 +15,6 @@ import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -190,12 +189,3 @@ def _for_last_layer(states: ItemStates) -> ItemStates:
         own_lse=states.own_lse[:, :, 0].transpose(0, 1).contiguous(),  # (H, N)
         hidden_mask=states.hidden_mask,
     )
-
-
-def best(scores: Scores, n: int, *, allowed: Any = None) -> Index:
-    """Places of the n best scores, best first, equal ones by place; fewer when fewer are allowed (bool (N,))."""
-    places = np.arange(len(scores)) if allowed is None else np.flatnonzero(allowed)
-    if len(places) > n:
-        chosen = scores[places]
-        places = places[chosen >= np.partition(chosen, len(chosen) - n)[len(chosen) - n]]
-    return places[np.lexsort((places, -scores[places]))][:n]

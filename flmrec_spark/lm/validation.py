@@ -14,8 +14,9 @@ from flmrec_spark.lm.checkpoint import Calibration
 from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Index
 from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import SegmentedModel
-from flmrec_spark.lm.scorer import Scorer, best
+from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.training import BiasTerms
+from flmrec_spark.ranking import best
 
 _K = 10  # cut-off of the validation's NDCG
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flmrec_spark import metrics
@@ -11,7 +11,7 @@ from flmrec_spark.report.charts import OTHER, OURS, THEIRS, Dot, Series
 from flmrec_spark.report.found import NOTHING, Found
 from flmrec_spark.report.parts import Cell, Figure, Grid, Headline
 from flmrec_spark.report.words import HISTORY, LIST_QUALITIES, metric_name, model_name
-from flmrec_spark.stages.measurements import Measurement, difference, pairs
+from flmrec_spark.stages.measurements import Measurement, difference
 from flmrec_spark.stages.segments import (
     ALL,
     COLD_ITEMS,
@@ -38,11 +38,19 @@ _BY_LENGTH = ("ndcg", "recall", "coverage")
 
 @dataclass(frozen=True)
 class Result:
-    """The measurements of a run, ready to be shown; `models` as measured, the one in question first."""
+    """The measurements of a run, ready to be shown.
+
+    `models` as measured, the one in question first. `stacks` are made of it, and so no baselines of it.
+    """
 
     rows: Sequence[Measurement]
     models: Sequence[str]
     against: str
+    stacks: Collection[str] = ()
+
+    @property
+    def baselines(self) -> list[str]:
+        return [model for model in self.models[1:] if model not in self.stacks]
 
     @property
     def every(self) -> Found:
@@ -65,7 +73,7 @@ class Result:
     def headlines(self) -> Iterator[Headline]:
         """Of each key, where a baseline was measured too."""
         for key in self.keys:
-            rival = found.best_model(self.every, key, self.models[1:])
+            rival = found.best_model(self.every, key, self.baselines)
             if rival is None:
                 continue
             row = self.every[difference(self.models[0], rival), *key]
@@ -103,7 +111,7 @@ class Result:
     def cutoff_figures(self) -> Iterator[Figure]:
         """Some list metrics over the cut-offs, of the model and the baseline with the best NDCG."""
         every = found.cutoffs(self.every)
-        rival = found.best_model(self.every, ("ndcg", found.middle_cutoff(self.every)), self.models[1:])
+        rival = found.best_model(self.every, ("ndcg", found.middle_cutoff(self.every)), self.baselines)
         shown = [(self.models[0], OURS)] + ([(rival, THEIRS)] if rival else [])
         for metric in _BY_LENGTH if len(every) > 1 else ():
             series = []
@@ -116,16 +124,20 @@ class Result:
                 yield Figure(title, drawing, parts.legend(series))
 
     def differences(self) -> Iterator[Grid]:
-        """Paired differences at each key: of the model to every baseline, and of the others to `against`."""
-        compared = pairs(list(self.models), self.against)
-        ours = [pair for pair in compared if pair[0] == self.models[0]]
-        for title, some in (
-            (f"{model_name(self.models[0])} less each baseline", ours),
-            (f"Each other model less {model_name(self.against)}", [pair for pair in compared if pair not in ours]),
-        ):
-            if some:
-                rows = [(model_name(pair[pair[0] == self.models[0]]), self._differing(pair)) for pair in some]
-                yield Grid(title, [metric_name(*key) + parts.direction(key[0]) for key in self.keys], rows)
+        """Paired differences at each key: of the model and of each stack to every other, of the others to `against`."""
+        for one in (self.models[0], *(model for model in self.models if model in self.stacks)):
+            others = [model for model in self.models if model != one]
+            yield from self._differences(
+                f"{model_name(one)} less each other", {other: (one, other) for other in others}
+            )
+        others = [model for model in self.baselines if model != self.against]
+        title = f"Each other baseline less {model_name(self.against)}"
+        yield from self._differences(title, {other: (other, self.against) for other in others})
+
+    def _differences(self, title: str, compared: Mapping[str, tuple[str, str]]) -> Iterator[Grid]:
+        rows = [(model_name(name), self._differing(pair)) for name, pair in compared.items()]
+        if any(cell.value != NOTHING for _, cells in rows for cell in cells):
+            yield Grid(title, [metric_name(*key) + parts.direction(key[0]) for key in self.keys], rows)
 
     def _differing(self, pair: tuple[str, str]) -> list[Cell]:
         found_at = [self.every.get((difference(*pair), *key)) for key in self.keys]
@@ -133,7 +145,7 @@ class Result:
 
     def calibration(self) -> tuple[Figure, Grid] | None:
         """The model's probabilities and those of the baseline with the least log-loss; the model's as numbers."""
-        rival = found.best_model(self.every, ("log_loss", 0), self.models[1:])
+        rival = found.best_model(self.every, ("log_loss", 0), self.baselines)
         shown = [(self.models[0], OURS)] + ([(rival, THEIRS)] if rival else [])
         series = [Series(model_name(model), kind, self._curve(model)) for model, kind in shown]
         numbers = range(1, metrics.CALIBRATION_BINS + 1)
@@ -156,7 +168,7 @@ class Result:
         """The model beside its best baseline over all users, in each segment that somebody is in."""
         k = found.middle_cutoff(self.every)
         for key in (("auc", 0), ("uauc", 0), ("ndcg", k)):
-            rival = found.best_model(self.every, key, self.models[1:])
+            rival = found.best_model(self.every, key, self.baselines)
             if key not in self.keys or rival is None:
                 continue
             every = {name: found.of_segment(self.rows, name) for name in _SEGMENTS}

@@ -22,14 +22,12 @@ from flmrec_spark.tables.delta import Metadata, Tables, run_predicate
 _FINGERPRINT = "fingerprint"
 
 
-def fingerprint(
-    tables: Tables, inputs: Mapping[str, str], evaluate: EvaluateConfig, *, precision: str, models: Sequence[str]
-) -> str:
+def fingerprint(tables: Tables, inputs: Mapping[str, str], evaluate: EvaluateConfig, *, precision: str) -> str:
     """What the measurements depend on, 12 hex digits; also the names of all that is measured."""
     settings = evaluate.model_dump(exclude={"report_users"}) | {"precision": precision}
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
     contents = [commit.get("content") for name in sorted(inputs) for commit in tables.commits(name)[:1]]
-    names = [*models, *metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]
+    names = [*metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]
     made_of = json.dumps([dict(inputs), contents, settings, names], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 

@@ -8,7 +8,7 @@ frozen at the history splits, as in a nightly refresh.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +168,39 @@ def answers(
             n_relevant = asked.world.n_relevant
             per_list["serendipity", k] = list_metrics.serendipity(hits > 0, listed, expected, n_relevant, k=k)
     return Answers(model, scores, probabilities, hits, per_list, of_all)
+
+
+def places_of_all(lists: DataFrame, asked: Collected, models: Sequence[str], *, n: int) -> dict[str, Array]:
+    """`places` of each model's lists (model, user_id, rank, item_id), collected one model at a time."""
+    found = {}
+    for model in models:
+        own = lists.where(F.col("model") == model).select(c.USER_ID, c.RANK, c.ITEM_ID)
+        found[model] = places(own.toArrow(), asked, n=n)
+    return found
+
+
+def answers_of_all(
+    asked: Collected,
+    rows: pa.Table,
+    lists: Mapping[str, Array],
+    models: Sequence[str],
+    *,
+    with_probability: Collection[str],
+    cutoffs: Sequence[int],
+) -> list[Answers]:
+    """`answers` of each model; `rows` have a column of scores for each, `lists` are `places` of those that list."""
+    return [
+        answers(
+            asked,
+            model,
+            rows[model].to_numpy(),
+            is_probability=model in with_probability,
+            listed=lists.get(model),
+            expected=lists.get("popularity"),
+            cutoffs=cutoffs,
+        )
+        for model in models
+    ]
 
 
 def _hit_kinds(listed: Array, asked: Collected) -> Array:

@@ -22,6 +22,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.functions import pandas_udf
 
 from flmrec_spark import columns as c
+from flmrec_spark.ranking import best
 
 NO_CANDIDATES = "no item left to list"
 OUTPUT = (
@@ -86,20 +87,27 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
       user_id, rank (1 is best), item_id, score (calibrated probability), has_history, history_cut (interactions
       that the token budget left out), reason. A user without a list has one row of rank 0 that says why.
     """
-    profile, bundle = [column for column in users.columns if column not in _RESERVED], shipped.bundle
+    profile, bundle = profile_of(users), shipped.bundle
 
     def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         worker = bundle.worker()
         for batch in batches:
-            lists = [_list(user, worker, n) for user in _users(batch, worker, profile)]
+            lists = [_list(user, worker, n) for user in users_of(batch, worker.catalogue, profile)]
             yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
     return planned.mapInArrow(score_batches, OUTPUT, profile=shipped.profile)
 
 
+def profile_of(users: DataFrame) -> list[str]:
+    """The columns of `user_prompts` that describe the user."""
+    return [column for column in users.columns if column not in _RESERVED]
+
+
 @dataclass(frozen=True)
-class _User:
+class User:
+    """A row of `user_prompts`."""
+
     user_id: str
     profile: dict[str, Any]
     history: list[dict[str, Any]]
@@ -107,16 +115,16 @@ class _User:
     candidates: Any  # places in the catalogue, or None for all
 
 
-def _users(batch: pa.RecordBatch, worker: Any, profile: list[str]) -> Iterator[_User]:
-    """The users of a batch; item ids become places without a Python object per id."""
-    excluded, candidates = (_places(batch.column(name), worker) for name in (c.EXCLUDED, c.CANDIDATES))
+def users_of(batch: pa.RecordBatch, catalogue: Any, profile: list[str]) -> Iterator[User]:
+    """The users of a batch; item ids become the catalogue's `places` without a Python object per id."""
+    excluded, candidates = (_places(batch.column(name), catalogue) for name in (c.EXCLUDED, c.CANDIDATES))
     rows = batch.select([c.USER_ID, c.HISTORY, *profile]).to_pylist()
     for row, own, asked in zip(rows, excluded, candidates, strict=True):
-        yield _User(row[c.USER_ID], {name: row[name] for name in profile}, row[c.HISTORY], own, asked)
+        yield User(row[c.USER_ID], {name: row[name] for name in profile}, row[c.HISTORY], own, asked)
 
 
-def _places(lists: pa.ListArray, worker: Any) -> list[Any]:
-    flat = worker.catalogue.places(lists.flatten())
+def _places(lists: pa.ListArray, catalogue: Any) -> list[Any]:
+    flat = catalogue.places(lists.flatten())
     sizes = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     parts = np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else []
     return [
@@ -125,35 +133,61 @@ def _places(lists: pa.ListArray, worker: Any) -> list[Any]:
     ]
 
 
-def _list(user: _User, worker: Any, n: int) -> pa.RecordBatch:
-    from flmrec_spark.lm.scorer import best
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one user: probabilities of the items of the scorer, or of some, or why there are none."""
+
+    has_history: bool
+    n_cut: int
+    reason: str | None = None
+    asked: Any = None  # the scorer's rows that `values` belong to; None for all
+    is_left: Any = None  # bool (items of the scorer,): not excluded
+    values: Any = None
+
+    def best(self, values: Any, n: int) -> tuple[Any, Any]:
+        """The scorer's rows of the n best values, best first, and these; `values` as the answer's own."""
+        top = best(values, n, allowed=self.is_left if self.asked is None else None)
+        return (top if self.asked is None else self.asked[top]), values[top]
+
+
+def _list(user: User, worker: Any, n: int) -> pa.RecordBatch:
+    answer = answer_of(user, worker)
+    return list_rows(user, worker, answer, None if answer.values is None else answer.best(answer.values, n))
+
+
+def answer_of(user: User, worker: Any) -> Answer:
     from flmrec_spark.lm.segments import TOO_LONG_USER, Interaction
 
     fields = worker.catalogue.fields
-    places = worker.catalogue.places(pa.array([entry[c.ITEM_ID] for entry in user.history], pa.string()))
+    newest = user.history[: worker.segmenter.history_length]
+    places = worker.catalogue.places(pa.array([entry[c.ITEM_ID] for entry in newest], pa.string()))
     history = [
         Interaction(fields[place], entry[c.IS_LIKED], entry[c.VALUE])
-        for place, entry in zip(places, user.history, strict=True)
+        for place, entry in zip(places, newest, strict=True)
         if place >= 0  # the item has left the catalogue since
     ]
     segment = worker.segmenter.user(user.profile, history)
     has_history = len(history) > 0
     if segment is None:
-        return _rows(user, has_history, 0, reason=TOO_LONG_USER)
+        return Answer(has_history, 0, TOO_LONG_USER)
     is_left = np.ones(len(worker.catalogue.listed), dtype=bool)
     is_left[_known(worker.row_of_place[user.excluded])] = False
     asked = None if user.candidates is None else np.unique(_known(worker.row_of_place[user.candidates]))
     if asked is not None:
         asked = asked[is_left[asked]]
     if not (is_left.any() if asked is None else len(asked)):
-        return _rows(user, has_history, segment.n_cut, reason=NO_CANDIDATES)
+        return Answer(has_history, segment.n_cut, NO_CANDIDATES)
     bias = worker.biases.user.get(user.user_id, 0.0)
     values = worker.scorer.score(segment.ids, user_bias=bias, items=asked)
-    top = best(values, n, allowed=is_left if asked is None else None)
-    listed = worker.catalogue.listed[top if asked is None else asked[top]]
-    return _rows(
-        user, has_history, segment.n_cut, items=worker.catalogue.ids.take(pa.array(listed)), values=values[top]
-    )
+    return Answer(has_history, segment.n_cut, asked=asked, is_left=is_left, values=values)
+
+
+def list_rows(user: User, worker: Any, answer: Answer, top: tuple[Any, Any] | None) -> pa.RecordBatch:
+    """Rows of OUTPUT; `top` as Answer.best gives it."""
+    if top is None:
+        return _rows(user, answer.has_history, answer.n_cut, reason=answer.reason)
+    listed = worker.catalogue.ids.take(pa.array(worker.catalogue.listed[top[0]]))
+    return _rows(user, answer.has_history, answer.n_cut, items=listed, values=top[1])
 
 
 def _known(rows: Any) -> Any:
@@ -161,7 +195,7 @@ def _known(rows: Any) -> Any:
 
 
 def _rows(
-    user: _User, has_history: bool, n_cut: int, *, items: Any = None, values: Any = None, reason: str | None = None
+    user: User, has_history: bool, n_cut: int, *, items: Any = None, values: Any = None, reason: str | None = None
 ) -> pa.RecordBatch:
     n = 1 if items is None else len(items)
     first = 0 if items is None else 1

@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from flmrec_spark.config import TablesConfig
+from flmrec_spark.stages import models
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Tables
 from tests.report.pages import parsed
@@ -78,6 +79,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], int]:
     monkeypatch.setitem(sys.modules, spec.name, job)  # its dataclass looks itself up
     spec.loader.exec_module(job)
     monkeypatch.setattr(job, "ship", fake_ship)
+    monkeypatch.setattr(models, "scores", fake_scores)
     monkeypatch.setattr(job, "scores", fake_scores)
     return job.main  # type: ignore[no-any-return]
 
@@ -186,7 +188,7 @@ def test_a_baseline_that_is_not_there_is_told_at_once(
     main: Callable[[Sequence[str]], int], config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--config", str(config), "evaluate.against=itemmean"]) == 2
-    assert "evaluate.against: got 'itemmean', expected one of flm, popularity, item_mean" in capsys.readouterr().err
+    assert "evaluate: against: got 'itemmean', expected one of the baselines ['popularity'," in capsys.readouterr().err
 
 
 def test_a_run_measures_model_and_baselines_on_the_same_rows(

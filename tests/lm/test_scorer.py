@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from flmrec_spark.lm import scorer as module
 from flmrec_spark.lm.checkpoint import Calibration
 from flmrec_spark.lm.model import SegmentedModel
-from flmrec_spark.lm.scorer import Scorer, best
+from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.ranking import best
 from tests.tiny import tiny_bert
 
 N_LAYERS, N_ITEMS = 3, 11

@@ -140,10 +140,10 @@ def test_tables_hold_what_was_measured(read: Element) -> None:
     assert first[1][:2] == ["flm", f"{auc.value:.3f} {auc.low:.3f}–{auc.high:.3f}"]
     assert first[2][0] == "popularity" and first[2][3:] == ["–"] * 7
     paired = rows["flm - popularity", "auc", 0, "all"]
-    differences = tables["flm less each baseline"]
+    differences = tables["flm less each other"]
     assert differences[1][0] == "popularity"
     assert differences[1][1].split()[0] == f"{paired.value:+.4f}"
-    assert [row[0] for row in tables["Each other model less item mean"][1:]] == ["popularity"]
+    assert [row[0] for row in tables["Each other baseline less item mean"][1:]] == ["popularity"]
     assert [row[0] for row in tables["Lists of 1: beyond hits"]] == ["model", *(m.replace("_", " ") for m in MODELS)]
     assert "Lists of 0: hits" not in tables
 

@@ -1,0 +1,44 @@
+"""Texts -> vectors by a pretrained model as it came: the mean of its last hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flmrec_spark.lm.checkpoint import load_tokenizer
+from flmrec_spark.lm.families import load_backbone
+
+_BATCH, _MAX_TOKENS = 64, 128
+
+
+@torch.inference_mode()
+def embed_texts(model_path: str | Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Mean of the last hidden states over the tokens of each text, (N, D); of long texts the first 128 tokens count.
+
+    Raises:
+      CheckpointError: the model or its tokenizer does not load.
+    """
+    backbone: Any = load_backbone(model_path).eval()
+    tokenizer = load_tokenizer(model_path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    shortest_first = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
+    vectors = np.zeros((len(texts), int(backbone.config.hidden_size)), dtype=np.float32)
+    for start in range(0, len(texts), _BATCH):
+        places = shortest_first[start : start + _BATCH]
+        tokens = tokenizer(
+            [texts[place] for place in places],
+            padding=True,
+            truncation=True,
+            max_length=_MAX_TOKENS,
+            return_tensors="pt",
+        )
+        mask = tokens["attention_mask"]
+        hidden = backbone(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
+        kept = mask[..., None].to(hidden.dtype)
+        vectors[places] = ((hidden * kept).sum(1) / kept.sum(1)).float().numpy()
+    return vectors

@@ -1,0 +1,138 @@
+"""Fits the baselines, and the stack of flm and them on the valid split.
+
+The parts know train alone: the baselines are fitted on it anew, histories are from it. The checkpoint's early stopping
+and calibration have seen the same valid rows, so the stack leans a little more on flm than new rows would have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from flmrec_spark import columns as c
+from flmrec_spark.errors import InputError
+from flmrec_spark.fitting import Tools, fit_all, send
+from flmrec_spark.stages import evaluation, hybrid
+from flmrec_spark.stages.baselines import stacker
+from flmrec_spark.stages.baselines.collect import world_of
+from flmrec_spark.stages.baselines.world import World
+from flmrec_spark.stages.models import Models, Stackers
+from flmrec_spark.stages.scores import Shipped
+from flmrec_spark.stages.user_prompts import user_prompts
+
+MAX_USERS = 2000  # of valid, drawn by seed
+N_DRAWN = 100  # items per user that the liked ones of valid are told apart from
+HISTORY_LENGTH = 10_000  # newest interactions of a user that baselines read
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tables of these names."""
+
+    interactions: DataFrame
+    items: DataFrame
+    users: DataFrame
+
+    def world(self, splits: Sequence[str]) -> World:
+        return world_of(self.interactions.where(F.col(c.SPLIT).isin(*splits)), self.items, self.users)
+
+
+def fit_models(
+    prepared: Prepared,
+    shipped: Shipped,
+    *,
+    names: Sequence[str],
+    history_splits: Sequence[str],
+    tools: Tools,
+    timed: Callable[[str], AbstractContextManager[None]],
+) -> Models:
+    """The shipped model and the named baselines, fitted on the history splits and sent; without a stack.
+
+    Raises:
+      InputError: as `world_of`.
+    """
+    with timed("collect"):
+        world = prepared.world(history_splits)
+    fitted = fit_all(names, world, tools, timed=timed)
+    packed = send(tools.spark, world, fitted, np.ones(len(world.item_ids), dtype=bool))
+    return Models(shipped, packed, list(fitted), None)
+
+
+def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: Tools, partitions: int) -> Models:
+    """The models and a stack of them.
+
+    Args:
+      shipped: the checkpoint with all items.
+      partitions: tasks of the pass that scores the rows that the stack is fitted on.
+
+    Raises:
+      InputError: split valid has no rows, or nothing in it is liked.
+    """
+    drawn = evaluation.draw_users(prepared.interactions, split=c.VALID, max_users=MAX_USERS, seed=SEED)
+    users = prepared.users.join(drawn, c.USER_ID, "left_semi")
+    rows = evaluation.held_out(prepared.interactions, users, split=c.VALID, history_splits=(c.TRAIN,)).toArrow()
+    if not rows.num_rows:
+        raise InputError("hybrid: got no rows of split valid, expected some to fit the stack on; see prepare.split")
+    world = prepared.world((c.TRAIN,))
+    fitted = fit_all(models.baselines, world, tools, timed=lambda _: nullcontext())
+    packed = send(tools.spark, world, fitted, np.ones(len(world.item_ids), dtype=bool))
+    asked = tools.spark.createDataFrame(_asked(rows, world.item_ids))
+    prompts = user_prompts(
+        users, prepared.interactions, splits=(c.TRAIN,), history_length=HISTORY_LENGTH, exclude_seen=True
+    )
+    seen = prompts.select(c.USER_ID, F.explode(c.EXCLUDED).alias(c.ITEM_ID)).toArrow()
+    spread = evaluation.pointwise_prompts(prompts, asked).repartition(partitions, c.USER_ID)
+    answered = hybrid.features(spread, shipped, packed).toArrow()
+    answered = answered.sort_by([(c.USER_ID, "ascending"), (c.ITEM_ID, "ascending")])
+    return replace(models, stackers=_fitted(answered, rows, seen))
+
+
+def _asked(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
+    """user_id, item_id: the held-out pairs, and N_DRAWN items of each user."""
+    users = sorted(set(rows[c.USER_ID].to_pylist()))
+    random = np.random.default_rng(SEED)
+    places = random.integers(0, len(item_ids), size=len(users) * N_DRAWN)
+    drawn = pa.table(
+        {
+            c.USER_ID: pa.array([user for user in users for _ in range(N_DRAWN)], pa.string()),
+            c.ITEM_ID: pa.array([item_ids[place] for place in places], pa.string()),
+        }
+    )
+    held_out = rows.select([c.USER_ID, c.ITEM_ID]).cast(drawn.schema)
+    return pa.concat_tables([held_out, drawn]).group_by([c.USER_ID, c.ITEM_ID]).aggregate([])
+
+
+def _fitted(answered: pa.Table, rows: pa.Table, seen: pa.Table) -> Stackers:
+    flat = answered[hybrid.FEATURES].combine_chunks()
+    features = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
+    place_of = {pair: place for place, pair in enumerate(_pairs(answered))}
+    known_rows = [
+        (place_of[pair], is_liked, is_seen)
+        for pair, is_liked, is_seen in zip(
+            _pairs(rows), rows[c.IS_LIKED].to_pylist(), rows[evaluation.IS_SEEN].to_pylist(), strict=True
+        )
+        if pair in place_of  # the model refused the item or the user
+    ]
+    relevant = {place for place, is_liked, is_seen in known_rows if is_liked and not is_seen}
+    known = {*_pairs(rows), *_pairs(seen)}
+    others = [place for pair, place in place_of.items() if pair not in known]
+    listed = np.array([*sorted(relevant), *others], dtype=np.int64)
+    is_relevant = np.arange(len(listed)) < len(relevant)
+    users = np.unique(answered[c.USER_ID].to_numpy(zero_copy_only=False), return_inverse=True)[1][listed]
+    weights = stacker.even_weights(users, is_relevant)
+    ranking = stacker.fit(features[listed], is_relevant, weights=weights)
+    places = np.array([place for place, _, _ in known_rows], dtype=np.int64)
+    labels = np.array([is_liked for _, is_liked, _ in known_rows], dtype=bool)
+    one_label = len(np.unique(labels)) < 2  # such as purchases alone: all are liked
+    return Stackers(ranking if one_label else stacker.fit(features[places], labels), ranking)
+
+
+def _pairs(table: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(table[c.USER_ID].to_pylist(), table[c.ITEM_ID].to_pylist(), strict=True))

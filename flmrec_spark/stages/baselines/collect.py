@@ -1,0 +1,52 @@
+"""History and catalogue as Spark has them -> the arrays of a World, in the driver's memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
+
+from flmrec_spark import columns as c
+from flmrec_spark.errors import InputError
+from flmrec_spark.stages.baselines.world import World
+
+MAX_INTERACTIONS = 20_000_000  # ids and arrays of them take about 3 GB of the driver's memory while they are sorted
+
+
+def world_of(history: DataFrame, items: DataFrame, users: DataFrame) -> World:
+    """Fits take all that was ever seen of the history splits, so this is what bounds them.
+
+    Args:
+      history: rows of the table `interactions`; those of items that are not in `items` are left out.
+      items, users: the tables.
+
+    Raises:
+      InputError: more than MAX_INTERACTIONS rows.
+    """
+    rows = history.join(items.select(c.ITEM_ID), c.ITEM_ID, "left_semi")
+    rows = rows.select(c.USER_ID, c.ITEM_ID, c.MOMENT, c.IS_LIKED)
+    n_rows = rows.count()
+    if n_rows > MAX_INTERACTIONS:
+        raise InputError(
+            f"baselines: got {n_rows:,} interactions, expected at most {MAX_INTERACTIONS:,}, "
+            "as they are fitted in the driver's memory; narrow the history, or score with strategy flm"
+        )
+    table = rows.toArrow().sort_by([(c.USER_ID, "ascending"), (c.MOMENT, "ascending"), (c.ITEM_ID, "descending")])
+    item_fields = items.orderBy(c.ITEM_ID).toArrow()
+    own = users.join(history.select(c.USER_ID).distinct(), c.USER_ID, "left_semi")
+    user_fields = own.orderBy(c.USER_ID).toArrow()
+    return World(
+        item_ids=item_fields[c.ITEM_ID].to_pylist(),
+        user_ids=user_fields[c.USER_ID].to_pylist(),
+        items=_places(table[c.ITEM_ID], item_fields[c.ITEM_ID]),
+        users=_places(table[c.USER_ID], user_fields[c.USER_ID]),
+        liked=table[c.IS_LIKED].to_numpy(),
+        item_fields=item_fields.to_pylist(),
+        user_fields=user_fields.to_pylist(),
+    )
+
+
+def _places(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    found = pc.index_in(ids.cast(pa.string()), value_set=known.cast(pa.string()).combine_chunks())
+    return np.asarray(found.to_numpy(), dtype=np.int64)

@@ -1,0 +1,96 @@
+"""The language model and the baselines asked about the same pairs, and a stack of what they say.
+
+One pass over the users: the model's scores of a user are computed once and serve its own list and the stack's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from flmrec_spark import columns as c
+from flmrec_spark.errors import ConflictError
+from flmrec_spark.stages import scores
+from flmrec_spark.stages.baselines import lists
+from flmrec_spark.stages.baselines.lists import MODEL, Pack, Packed
+from flmrec_spark.stages.baselines.stacker import Stacker
+from flmrec_spark.stages.baselines.world import Floats, logit
+from flmrec_spark.stages.scores import Answer, Shipped, User
+
+FLM, HYBRID = "flm", "hybrid"
+FEATURES = "features"
+_CLIP = 1e-12  # a probability of float64 may reach 0 or 1, its log-odds may not be infinite
+
+_Rows = Callable[[User, Any, Pack], Iterator[pa.RecordBatch]]
+
+
+def features(users: DataFrame, shipped: Shipped, packed: Packed) -> DataFrame:
+    """user_id, item_id, features: flm's log-odds, then each fitted baseline's scores in their order, array of doubles.
+
+    Args:
+      users: rows of `user_prompts.user_prompts`; a row for each candidate that is not excluded.
+    """
+
+    def rows(user: User, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
+        answer = scores.answer_of(user, worker)
+        if answer.values is not None:
+            found = _features(user, worker, answer, pack)
+            offsets = pa.array(np.arange(len(found) + 1) * found.shape[1], pa.int32())
+            yield pa.RecordBatch.from_pydict(
+                {
+                    c.USER_ID: pa.array([user.user_id] * len(found), pa.string()),
+                    c.ITEM_ID: worker.catalogue.ids.take(pa.array(_places(worker, answer))),
+                    FEATURES: pa.ListArray.from_arrays(offsets, pa.array(found.ravel(), pa.float64())),
+                }
+            )
+
+    return _mapped(users, shipped, packed, rows, f"{c.USER_ID} string, {c.ITEM_ID} string, {FEATURES} array<double>")
+
+
+def lists_of_both(users: DataFrame, shipped: Shipped, packed: Packed, stacker: Stacker, *, n: int) -> DataFrame:
+    """The n best items of each user by flm, and by the stack; columns and order as `baselines.lists.lists`."""
+
+    def rows(user: User, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
+        answer = scores.answer_of(user, worker)
+        values: dict[str, Any] = {FLM: None, HYBRID: None}
+        if answer.values is not None:
+            values = {FLM: answer.values, HYBRID: stacker.probability(_features(user, worker, answer, pack))}
+        for name, own in values.items():
+            found = scores.list_rows(user, worker, answer, None if own is None else answer.best(own, n))
+            yield found.add_column(0, MODEL, pa.array([name] * found.num_rows, pa.string()))
+
+    return _mapped(users, shipped, packed, rows, lists.OUTPUT)
+
+
+def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, output: str) -> DataFrame:
+    profile, bundle = scores.profile_of(users), shipped.bundle
+
+    def map_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        worker, pack = bundle.worker(), packed.open()
+        if not worker.catalogue.ids.equals(pack.ids):
+            raise ConflictError("items: the baselines and the checkpoint were sent with other ones; run again")
+        for batch in batches:
+            users_of_batch = scores.users_of(batch, worker.catalogue, profile)
+            found = [part for user in users_of_batch for part in rows(user, worker, pack)]
+            yield from pa.Table.from_batches(found).combine_chunks().to_batches() if found else ()
+
+    planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
+    return planned.mapInArrow(map_batches, output, profile=shipped.profile)
+
+
+def _places(worker: Any, answer: Answer) -> Any:
+    """Places in the catalogue of the items that the answer's values belong to."""
+    return worker.catalogue.listed if answer.asked is None else worker.catalogue.listed[answer.asked]
+
+
+def _features(row: User, worker: Any, answer: Answer, pack: Pack) -> Floats:
+    places, user = _places(worker, answer), pack.user(row)
+    columns = [logit(np.clip(answer.values, _CLIP, 1 - _CLIP))]
+    for baseline in pack.fitted.values():
+        said = baseline.scores(user)
+        columns.append(np.full(len(places), np.nan) if said is None else said[places])
+    return np.column_stack(columns)

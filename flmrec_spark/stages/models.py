@@ -1,0 +1,63 @@
+"""The models that answer in one run: the language model, the baselines, and the stack of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from flmrec_spark import columns as c
+from flmrec_spark.stages.baselines.lists import MODEL, Packed, lists
+from flmrec_spark.stages.baselines.stacker import Stacker
+from flmrec_spark.stages.hybrid import FLM, HYBRID, lists_of_both
+from flmrec_spark.stages.scores import Shipped, scores
+
+WITH_PROBABILITY = frozenset({FLM, HYBRID, "item_mean", "user_mean", "user_item_mean", "logistic_regression"})
+WITHOUT_LISTS = frozenset({"user_mean"})  # one score for all items
+
+
+@dataclass(frozen=True)
+class Stackers:
+    """`rating` tells liked from disliked among rated items; `ranking` items that are liked next from all others."""
+
+    rating: Stacker
+    ranking: Stacker
+
+
+@dataclass(frozen=True)
+class Models:
+    shipped: Shipped
+    packed: Packed
+    baselines: Sequence[str]  # as packed
+    stackers: Stackers | None  # of flm and the baselines
+
+    @property
+    def names(self) -> list[str]:
+        return [FLM, *self.baselines, *([HYBRID] if self.stackers else [])]
+
+    @property
+    def listing(self) -> list[str]:
+        return [name for name in self.names if name not in WITHOUT_LISTS]
+
+
+def answered(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
+    """model, user_id, rank, item_id, score: the first n of each user's candidates as rated, for every model."""
+    return _said(prompts, models, models.baselines, models.stackers.rating if models.stackers else None, n=n)
+
+
+def listed(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
+    """As `answered`, by the models that have lists; the hybrid's are by its ranking stack."""
+    names = [name for name in models.baselines if name in models.listing]
+    return _said(prompts, models, names, models.stackers.ranking if models.stackers else None, n=n)
+
+
+def _said(prompts: DataFrame, models: Models, names: Sequence[str], stacker: Stacker | None, *, n: int) -> DataFrame:
+    if stacker is None:
+        by_model = scores(prompts, models.shipped, n=n).withColumn(MODEL, F.lit(FLM))
+    else:
+        by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n)
+    columns = (MODEL, c.USER_ID, c.RANK, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(c.SCORE))
+    by_baselines = lists(prompts, models.packed, names=names, n=n)
+    return by_model.select(*columns).union(by_baselines.select(*columns)).where(F.col(c.RANK) >= 1)
