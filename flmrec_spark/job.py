@@ -14,11 +14,12 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import pyspark
 from py4j.protocol import Py4JJavaError
@@ -38,6 +39,8 @@ __all__ = ["Job", "run", "session"]
 
 log = logging.getLogger("flmrec")
 
+_NO_FILES: Mapping[str, str] = MappingProxyType({})
+
 
 @dataclass
 class Job:
@@ -54,6 +57,7 @@ class Job:
     inputs: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     status: str = "done"
+    files: Mapping[str, Path | None] = field(default_factory=dict)  # given by further arguments, see `run`
 
     @contextmanager
     def timed(self, part: str, step: str | None = None) -> Iterator[None]:
@@ -88,13 +92,15 @@ def run(
     description: str,
     *,
     dry_run: Callable[[Job], None] | None = None,
+    files: Mapping[str, str] = _NO_FILES,
 ) -> int:
     """Runs a job; returns its exit code. The session is stopped when this call started it.
 
     Args:
       dry_run: what --dry-run does instead of the body; it writes nothing, and neither does its record.
+      files: further arguments `--<name> FILE` with their help; what was given is in the Job's `files`.
     """
-    arguments = _parse(name, argv, description, has_dry_run=dry_run is not None)
+    arguments = _parse(name, argv, description, files, has_dry_run=dry_run is not None)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)  # under spark-submit its farewell would be the last line
     started = time.perf_counter()
@@ -113,6 +119,7 @@ def run(
             spent = max(spent, seconds_since_launch(spark))
         begun = datetime.now(UTC) - timedelta(seconds=spent)
         job = Job(name, config, spark, Tables(spark, config.tables), arguments.run_id or "", begun)
+        job.files = {file: Path(value) if (value := getattr(arguments, file)) else None for file in files}
         job.add_seconds("start", spent)
         is_dry = dry_run is not None and arguments.dry_run
         return _attempt(job, dry_run if dry_run is not None and is_dry else body, is_dry=is_dry)
@@ -203,7 +210,9 @@ def _fail_unexpectedly(name: str, fault: Exception, with_traceback: bool) -> int
     return FlmrecError.exit_code
 
 
-def _parse(name: str, argv: Sequence[str], description: str, *, has_dry_run: bool) -> argparse.Namespace:
+def _parse(
+    name: str, argv: Sequence[str], description: str, files: Mapping[str, str], *, has_dry_run: bool
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML, see conf/demo.yaml")
     parser.add_argument("--run-id", metavar="ID", help="name of this run; by default made from its inputs and config")
@@ -211,5 +220,7 @@ def _parse(name: str, argv: Sequence[str], description: str, *, has_dry_run: boo
     if has_dry_run:
         parser.add_argument("--dry-run", action="store_true", help="say what the run would cost and write nothing")
     parser.add_argument("--traceback", action="store_true", help="show the stack trace of an error")
+    for file, told in files.items():
+        parser.add_argument(f"--{file}", metavar="FILE", help=told)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over those of the file")
     return parser.parse_intermixed_args(argv)

@@ -227,7 +227,9 @@ class EvaluateConfig(Section):
     split: Literal["valid", "test"] = "test"
     k: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [5, 10, 20], description="cut-offs")
     max_users: Count = Field(100_000, description="held-out users measured, drawn by seed when there are more")
-    against: str = Field("item_mean", description="baseline that every other model's paired difference is taken to")
+    against: str | None = Field(
+        None, description="baseline that the others' paired differences are taken to; null: item_mean, or the first"
+    )
     bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="resamples of users for 95 % intervals; 0: none")
     seed: int = 1
     report_users: Annotated[int, Field(ge=0)] = Field(
@@ -242,7 +244,14 @@ class EvaluateConfig(Section):
     def _each_once(self) -> EvaluateConfig:
         if len(set(self.baselines)) != len(self.baselines):
             raise ValueError(f"baselines: got {self.baselines}, expected each name once")
+        if self.against is not None and self.against not in self.baselines:
+            raise ValueError(f"against: got {self.against!r}, expected one of the baselines {self.baselines}")
         return self
+
+    @property
+    def compared_with(self) -> str:
+        """The model that every other one is compared with; flm when there is no baseline."""
+        return self.against or ("item_mean" if "item_mean" in self.baselines else [*self.baselines, "flm"][0])
 
 
 class Range(Section):

@@ -1,6 +1,6 @@
 """Measures the checkpoint and simple baselines on held-out interactions, and writes the table `evaluation`.
 
-    spark-submit jobs/evaluate.py --config conf/demo.yaml [evaluate.split=valid ...]
+    spark-submit jobs/evaluate.py --config conf/demo.yaml [--report report.html] [evaluate.split=valid ...]
 
 Histories, seen items and baselines are from train for the valid split, from train and valid for test. Held-out
 rows that the model gave no score, because it refused the item or the user, are counted and left out for every
@@ -10,38 +10,42 @@ baselines that is fitted on valid (`stacking`).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 from rich.console import Console
 
 from flmrec_spark import columns as c
+from flmrec_spark.bootstrap import Array
 from flmrec_spark.errors import InputError
 from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
 from flmrec_spark.prompts import load_template
-from flmrec_spark.report import WIDTH, report
+from flmrec_spark.report import page, stored
+from flmrec_spark.report.console import WIDTH, report
+from flmrec_spark.report.content import Result
+from flmrec_spark.report.publish import publish
 from flmrec_spark.ship import ship
 from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
 from flmrec_spark.stages import evaluation
+from flmrec_spark.stages.baselines.lists import MODEL
 from flmrec_spark.stages.hybrid import FLM, HYBRID
+from flmrec_spark.stages.measurements import Measurement, measure, pairs
 from flmrec_spark.stages.models import WITH_PROBABILITY, Models, answered, listed
-from flmrec_spark.stages.scores import Shipped
+from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts
-from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 
 HISTORY_SPLITS = {c.VALID: (c.TRAIN,), c.TEST: (c.TRAIN, c.VALID)}
-REPORTED = 5  # models beside each other in a printed table
+INPUTS = ("interactions", "items", "users")
+REPORT_LIST = 10  # items of a list that the page shows
 
 log = logging.getLogger("flmrec")
 
@@ -50,6 +54,7 @@ log = logging.getLogger("flmrec")
 class Inputs:
     """Who and what is measured; `rows` as `evaluation.held_out`, `prompts` as `user_prompts.user_prompts`."""
 
+    history: DataFrame
     rows: DataFrame
     prompts: DataFrame
     longest_rows: int  # distinct held-out items of a user at most
@@ -57,21 +62,55 @@ class Inputs:
 
 
 def main(argv: Sequence[str]) -> int:
-    return run("evaluate", evaluate, argv, "Measures the model beside simple baselines on held-out interactions.")
+    about = "Measures the model beside simple baselines on held-out interactions."
+    return run("evaluate", evaluate, argv, about, files={"report": "write one HTML page that shows what was measured"})
 
 
 def evaluate(job: Job) -> None:
     config = job.config.evaluate
-    for name in ("interactions", "items", "users"):
+    for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
-    _against(config)
+    if job.files["report"] is not None:
+        page.expect_room(job.files["report"])
     with job.timed("ship"):
-        items = job.tables.read("items")
-        users = job.tables.read("users")
+        items, users = job.tables.read("items"), job.tables.read("users")
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
-    job.run_id = job.run_id or f"evaluate-{_digest(job)}"
+    measured = _measured_now_or_before(job, shipped)
+    rows = job.counts["held_out_rows"] - job.counts["unscored_rows"]
+    title = f"{job.run_id}: {rows:,} rows of {job.counts['users']:,} users in {config.split}"
+    known = {row.model for row in measured}
+    names = [name for name in (FLM, *config.baselines, HYBRID) if name in known]  # the hybrid may have been left out
+    Console(width=WIDTH).print(report(measured, models=names, title=title))
+    if job.files["report"] is not None:
+        with job.timed("report"):
+            _publish(job, shipped, Result(measured, names, config.compared_with, {HYBRID}), job.files["report"])
+
+
+def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
+    """The measurements, read back when a finished run of this id has made them; its counts are the job's then."""
+    config, precision = job.config.evaluate, job.config.score.precision
+    made_of = stored.fingerprint(job.tables, job.inputs, config, precision=precision)
+    job.run_id = job.run_id or f"evaluate-{made_of}"
+    measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
+    if measured is not None:
+        runs = job.tables.read("runs").where(run_predicate(job.run_id)).where(F.col("job") == job.name)
+        job.status, job.counts = "already done", dict(runs.collect()[0]["counts"])
+        return measured
+    measured = _measured(job, shipped)
+    job.counts["measurements"] = len(measured)
+    with job.timed("write"):
+        metadata = job.metadata()
+        stored.write(
+            job.spark, job.tables, measured, run_id=job.run_id, split=config.split, made_of=made_of, metadata=metadata
+        )
+    return measured
+
+
+def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
+    """Every metric; flm less each other model, the hybrid likewise, and each of them less `evaluate.against`."""
+    config = job.config.evaluate
     with ExitStack() as kept:
         with job.timed("choose users"):
             inputs = _inputs(job, shipped, kept)
@@ -79,39 +118,21 @@ def evaluate(job: Job) -> None:
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, models)
         with job.timed("score lists"):
-            users, found, counted = _lists(job, inputs, models, kept)
+            asked, lists = _lists(job, inputs, models, rows, kept)
+    compared = pairs(models.names, config.compared_with)
+    compared += [(HYBRID, name) for name in models.baselines if models.stackers is not None]
     with job.timed("measure"):
-        measured = _measured(job, models, rows, users, found, counted, cutoffs=inputs.cutoffs)
-    with job.timed("write"):
-        _write(job, measured)
-    title = f"{job.run_id}: {rows.num_rows:,} rows of {users.num_rows:,} users in {config.split}"
-    for start in range(1, len(models.names), REPORTED - 1):
-        beside = [FLM, *models.names[start : start + REPORTED - 1]]
-        Console(width=WIDTH).print(report(measured, models=beside, title=title))
-
-
-def _measured(
-    job: Job, models: Models, rows: pa.Table, users: pa.Table, found: pa.Table, counted: pa.Table, *, cutoffs: list[int]
-) -> list[evaluation.Measurement]:
-    """Every metric, what flm's differ from each other's, and what the hybrid's do."""
-    answers = list(_answers(models, rows, users, found, counted, n=max(cutoffs)))
-    config, world = job.config.evaluate, evaluation.held_out_arrays(rows, users)
-
-    def measure(first: str) -> list[evaluation.Measurement]:
-        return evaluation.measure(
-            world,
-            sorted(answers, key=lambda answer: answer.model != first),
-            cutoffs=cutoffs,
-            n_items=job.counts["items"],
+        answers = evaluation.answers_of_all(
+            asked, rows, lists, models.names, with_probability=WITH_PROBABILITY, cutoffs=inputs.cutoffs
+        )
+        return measure(
+            asked.world,
+            answers,
+            cutoffs=inputs.cutoffs,
+            compared=list(dict.fromkeys(compared)),
             n_resamples=config.bootstrap,
             seed=config.seed,
         )
-
-    measured = measure(FLM)
-    if models.stackers is not None:
-        own = evaluation.difference(HYBRID, "")
-        measured += [row for row in measure(HYBRID) if row.model.startswith(own)]
-    return measured
 
 
 def _inputs(job: Job, shipped: Shipped, kept: ExitStack) -> Inputs:
@@ -135,7 +156,8 @@ def _inputs(job: Job, shipped: Shipped, kept: ExitStack) -> Inputs:
         raise InputError(f"table interactions: got no rows of split {config.split}, expected some; see prepare.split")
     job.counts |= {"users": prompts.count(), "held_out_rows": held_out["rows"]}
     job.counts["items"] = job.tables.read("items").count()
-    return Inputs(rows=rows, prompts=prompts, longest_rows=held_out["longest"], cutoffs=sorted(set(config.k)))
+    history = interactions.where(F.col(c.SPLIT).isin(*history_splits))
+    return Inputs(history, rows, prompts, longest_rows=held_out["longest"], cutoffs=sorted(set(config.k)))
 
 
 def _models(job: Job, shipped: Shipped) -> Models:
@@ -159,7 +181,7 @@ def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:
     """The held-out rows that have a score, one column per model, in a fixed order."""
     asked = _spread(job, evaluation.pointwise_prompts(inputs.prompts, inputs.rows))
     said = answered(asked, models, n=inputs.longest_rows)
-    by_pair = said.groupBy(c.USER_ID, c.ITEM_ID).pivot(evaluation.MODEL, list(models.names)).agg(F.first(c.SCORE))
+    by_pair = said.groupBy(c.USER_ID, c.ITEM_ID).pivot(MODEL, list(models.names)).agg(F.first(c.SCORE))
     everything = inputs.rows.join(by_pair, [c.USER_ID, c.ITEM_ID], "left").toArrow()
     rows = everything.filter(everything[FLM].is_valid())
     job.counts["unscored_rows"] = everything.num_rows - rows.num_rows
@@ -168,51 +190,37 @@ def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in (c.USER_ID, c.ITEM_ID, c.MOMENT)])
 
 
-def _lists(job: Job, inputs: Inputs, models: Models, kept: ExitStack) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Users in a fixed order, hits, and per model how many users and items the lists hold."""
-    together = kept.enter_context(_kept(listed(_spread(job, inputs.prompts), models, n=max(inputs.cutoffs))))
-    relevant = evaluation.relevant_items(inputs.rows)
-    users = evaluation.measured_users(inputs.prompts, relevant).toArrow().sort_by(c.USER_ID)
-    found = evaluation.hits(together, relevant).toArrow()
-    counted = evaluation.listed(together, inputs.cutoffs).toArrow()
-    with_list = {row["model"]: row["users"] for row in counted.to_pylist()}.get(FLM, 0)
-    job.counts["users_without_list"] = users.num_rows - with_list
-    return users, found, counted
+def _lists(
+    job: Job, inputs: Inputs, models: Models, rows: pa.Table, kept: ExitStack
+) -> tuple[evaluation.Collected, dict[str, Array]]:
+    """What was asked, with users in a fixed order, and each model's lists as places in the catalogue."""
+    n = max(inputs.cutoffs)
+    together = kept.enter_context(_kept(listed(_spread(job, inputs.prompts), models, n=n)))
+    asked = evaluation.collected(
+        rows,
+        evaluation.relevant_items(inputs.rows).toArrow(),
+        evaluation.measured_users(inputs.prompts, inputs.history).toArrow().sort_by(c.USER_ID),
+        evaluation.catalogue(evaluation.catalogue_rows(job.tables.read("items"), inputs.history).toArrow()),
+    )
+    found = evaluation.places_of_all(together, asked, models.listing, n=n)
+    job.counts["users_without_list"] = int((found[FLM][:, 0] < 0).sum())
+    return asked, found
 
 
-def _answers(
-    models: Models, rows: pa.Table, users: pa.Table, found: pa.Table, counted: pa.Table, *, n: int
-) -> Iterator[evaluation.Answers]:
-    n_listed = {row.pop("model"): row for row in counted.drop_columns("users").to_pylist()}
-    for model in models.names:
-        said, can_list = rows[model].to_numpy(), model in models.listing
-        yield evaluation.Answers(
-            model=model,
-            scores=said,
-            probabilities=said if model in WITH_PROBABILITY else None,
-            hits=evaluation.hit_matrix(found, users, model=model, n=n) if can_list else None,
-            n_listed={int(k): count for k, count in n_listed.get(model, {}).items()} if can_list else {},
-        )
-
-
-def _against(config: EvaluateConfig) -> str:
-    if config.against not in MODELS:
-        raise ConfigError(f"evaluate.against: got {config.against!r}, expected one of {', '.join(MODELS)}")
-    return config.against
-
-
-def _write(job: Job, measured: Sequence[Measurement]) -> None:
-    schema = T.StructType([T.StructField(col.name, col.type) for col in schemas.EVALUATION.columns])
-    run_of = {c.RUN_ID: job.run_id, c.SPLIT: job.config.evaluate.split}
-    frame = job.spark.createDataFrame([{**asdict(row), **run_of} for row in measured], schema)
-    job.tables.replace_rows(schemas.EVALUATION, frame.coalesce(1), run_predicate(job.run_id), job.metadata())
-    job.counts["measurements"] = len(measured)
-
-
-def _digest(job: Job) -> str:
-    settings = job.config.evaluate.model_dump(exclude={"report_users"})
-    made_of = json.dumps({**job.inputs, "settings": settings}, sort_keys=True)
-    return hashlib.sha256(made_of.encode()).hexdigest()[:12]
+def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
+    publish(
+        file,
+        result,
+        run_id=job.run_id,
+        counts=job.counts,
+        inputs=job.inputs,
+        tables=job.tables,
+        checkpoint=job.config.checkpoint,
+        evaluate=job.config.evaluate,
+        lists_of=lambda prompts: scores(prompts, shipped, n=REPORT_LIST).where(F.col(c.RANK) >= 1),
+        history_splits=HISTORY_SPLITS[job.config.evaluate.split],
+        history_length=shipped.history_length,
+    )
 
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:

@@ -14,7 +14,8 @@ from flmrec_spark.report.found import NOTHING, Found
 from flmrec_spark.stages.measurements import Measurement, difference
 
 WIDTH = 100  # columns that the report needs at most
-_SHOWN = ("auc", "uauc", "log_loss", "calibration_error", "ndcg", "coverage")
+_OF_ROWS = ("auc", "uauc", "log_loss", "calibration_error")
+_OF_LISTS = ("ndcg", "coverage")
 _SHORT = {"calibration_error": "ece"}
 _COMPARED = ("auc", "uauc", "log_loss", "ndcg")
 
@@ -29,8 +30,7 @@ def report(rows: Sequence[Measurement], *, models: Sequence[str], title: str) ->
 def _keys(by_key: Found) -> Iterator[tuple[str, int]]:
     """What is shown, list metrics at the middle cut-off."""
     k = found.middle_cutoff(by_key)
-    for metric in _SHOWN:
-        key = (metric, k if found.is_cut(metric) else 0)
+    for key in (*((metric, 0) for metric in _OF_ROWS), *((metric, k) for metric in _OF_LISTS)):
         if any(cell.value is not None for (_, *rest), cell in by_key.items() if tuple(rest) == key):
             yield key
 

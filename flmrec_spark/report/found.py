@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from flmrec_spark import metrics
-from flmrec_spark.list_metrics import LIST_QUALITIES
 from flmrec_spark.stages.measurements import Measurement
 from flmrec_spark.stages.segments import ALL
 
@@ -24,18 +23,13 @@ def of_all(rows: Sequence[Measurement]) -> dict[tuple[str, str, int], Measuremen
 
 
 def cutoffs(by_key: Found) -> list[int]:
-    return sorted({k for _, metric, k in by_key if metric in metrics.LIST_METRICS})
+    return sorted({k for _, metric, k in by_key if k and metric in metrics.LIST_METRICS})
 
 
 def middle_cutoff(by_key: Found) -> int:
     """The cut-off that is shown where there is room for one; 0 when nothing has one."""
     every = cutoffs(by_key)
     return every[len(every) // 2] if every else 0
-
-
-def is_cut(metric: str) -> bool:
-    """Whether the metric is of lists, and so has a cut-off."""
-    return metric in metrics.LIST_METRICS or metric in LIST_QUALITIES
 
 
 def best(by_key: Found, key: tuple[str, int], models: Sequence[str]) -> float | None:

@@ -8,7 +8,7 @@ frozen at the history splits, as in a nightly refresh.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,13 +138,13 @@ def answers(
     *,
     is_probability: bool,
     listed: Array | None,
-    expected: Array,
+    expected: Array | None,
     cutoffs: Sequence[int],
 ) -> Answers:
     """One model's answers with what its lists are like.
 
     `scores` are of the rows that `asked` was made from; `listed` as `places`, None for a model without lists;
-    `expected` likewise, of popularity, to see what surprises.
+    `expected` likewise, of popularity, to see what surprises; without it there is no serendipity.
     """
     probabilities = scores if is_probability else None
     if listed is None:
@@ -164,8 +164,43 @@ def answers(
         for name, values in per_item.items():
             per_list[name, k] = list_metrics.mean_of_items(values, listed, k=k)
         per_list["diversity", k] = list_metrics.diversity(items.features, listed, k=k)
-        per_list["serendipity", k] = list_metrics.serendipity(hits > 0, listed, expected, asked.world.n_relevant, k=k)
+        if expected is not None:
+            n_relevant = asked.world.n_relevant
+            per_list["serendipity", k] = list_metrics.serendipity(hits > 0, listed, expected, n_relevant, k=k)
     return Answers(model, scores, probabilities, hits, per_list, of_all)
+
+
+def places_of_all(lists: DataFrame, asked: Collected, models: Sequence[str], *, n: int) -> dict[str, Array]:
+    """`places` of each model's lists (model, user_id, rank, item_id), collected one model at a time."""
+    found = {}
+    for model in models:
+        own = lists.where(F.col("model") == model).select(c.USER_ID, c.RANK, c.ITEM_ID)
+        found[model] = places(own.toArrow(), asked, n=n)
+    return found
+
+
+def answers_of_all(
+    asked: Collected,
+    rows: pa.Table,
+    lists: Mapping[str, Array],
+    models: Sequence[str],
+    *,
+    with_probability: Collection[str],
+    cutoffs: Sequence[int],
+) -> list[Answers]:
+    """`answers` of each model; `rows` have a column of scores for each, `lists` are `places` of those that list."""
+    return [
+        answers(
+            asked,
+            model,
+            rows[model].to_numpy(),
+            is_probability=model in with_probability,
+            listed=lists.get(model),
+            expected=lists.get("popularity"),
+            cutoffs=cutoffs,
+        )
+        for model in models
+    ]
 
 
 def _hit_kinds(listed: Array, asked: Collected) -> Array:

@@ -51,9 +51,15 @@ def difference(model: str, baseline: str) -> str:
 
 
 def measure(
-    world: HeldOut, answers: Sequence[Answers], *, cutoffs: Sequence[int], against: str, n_resamples: int, seed: int
+    world: HeldOut,
+    answers: Sequence[Answers],
+    *,
+    cutoffs: Sequence[int],
+    compared: Sequence[tuple[str, str]],
+    n_resamples: int,
+    seed: int,
 ) -> list[Measurement]:
-    """Every metric of every model and segment; the first model less each other, and each other less `against`.
+    """Every metric of every model and segment, and of each compared pair of models the first less the second.
 
     Coverage and Gini have no interval, as a resample repeats users and so lists fewer items. What is said of lists
     apart from their hits is said of segments of users alone.
@@ -69,7 +75,7 @@ def measure(
                 values[answer.model] |= _curve(world, answer, own)
         keys = list(dict.fromkeys(key for of_model in values.values() for key in of_model))
         comparable = [key for key in keys if key[0] not in metrics.CALIBRATION]
-        paired = {difference(*pair): _paired(values, *pair) for pair in pairs([*values], against)}
+        paired = {difference(*pair): _paired(values, *pair) for pair in compared}
         for asked, of_models in ((keys, values), (comparable, paired)):
             found += [
                 _measurement(name, key, segment.name, of_models[name].get(key)) for name in of_models for key in asked

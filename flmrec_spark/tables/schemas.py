@@ -199,7 +199,7 @@ EVALUATION = TableSchema(
         Column(c.RUN_ID, STRING, "run"),
         Column("model", STRING, "flm, or the baseline's name"),
         Column("metric", STRING, "auc, uauc, ndcg, ..."),
-        Column("k", INT, "cut-off of a top-n metric; 0 for the others"),
+        Column("k", INT, "cut-off of a top-n metric, tenth of a calibration curve; 0 for the others"),
         Column("segment", STRING, "all, or a group of users or items"),
         Column(c.SPLIT, STRING, "held-out split"),
         Column("value", DOUBLE, "the metric; null when the segment has nothing to measure", nullable=True),

@@ -19,6 +19,7 @@ from flmrec_spark.config import TablesConfig
 from flmrec_spark.stages import models
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Tables
+from tests.report.pages import parsed
 
 JOB = Path(__file__).parents[2] / "jobs" / "evaluate.py"
 INTERACTIONS = [
@@ -79,6 +80,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], int]:
     spec.loader.exec_module(job)
     monkeypatch.setattr(job, "ship", fake_ship)
     monkeypatch.setattr(models, "scores", fake_scores)
+    monkeypatch.setattr(job, "scores", fake_scores)
     return job.main  # type: ignore[no-any-return]
 
 
@@ -121,11 +123,72 @@ def test_a_split_without_rows_ends_the_job(
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """What the page reads of one: its training."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"history": [{"step": 3, "auc": 0.5}, {"step": 6, "auc": 0.7}]}))
+    return folder
+
+
+def test_a_report_without_its_folder_ends_the_job_before_anything_is_scored(
+    main: Callable[[Sequence[str]], int], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "none" / "report.html"
+    assert main(["--config", str(config), "--report", str(file)]) == 5
+    printed = capsys.readouterr()
+    assert f"--report: got {file}, expected a file in a folder that is there" in printed.err
+    assert "ship" not in printed.out
+
+
+def test_the_report_is_the_same_when_the_run_is_done_already(
+    main: Callable[[Sequence[str]], int],
+    config: Path,
+    checkpoint: Path,
+    tables: Tables,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--config", str(config), f"checkpoint={checkpoint}", "evaluate.bootstrap=5", "--report"]
+    assert main([*arguments, str(tmp_path / "first.html")]) == 0
+    first, version = json.loads(capsys.readouterr().out.splitlines()[-1]), tables.version("evaluation")
+    assert main([*arguments, str(tmp_path / "again.html")]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (first["status"], again["status"]) == ("done", "already done")
+    assert {**again, "seconds": 0, "status": 0} == {**first, "seconds": 0, "status": 0}
+    assert tables.version("evaluation") == version
+    texts = [(tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("first", "again")]
+    assert texts[0] == texts[1]
+    read = parsed(texts[0])
+    people = read.all("section", class_="person")
+    assert len(people) == 3  # ann, bob and o'new; the title of an item is its id
+    new = next(one for one in people if "none: a new user" in one.text())
+    assert [one.text() for one in new.all("bdi")] == ["e", "a", "b", "c", "d", "e"]  # listed, then liked later
+    assert [one.text() for one in new.all("li", class_="hit")] == ["e 0.900 ✓"]
+    assert not any(user in texts[0] for user in SCORES)
+    assert "Validation AUC" in [one.text() for one in read.all("figcaption")]
+
+    assert main([*arguments, str(tmp_path / "nobody.html"), "evaluate.report_users=0"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["run_id"] == first["run_id"]
+    assert not parsed((tmp_path / "nobody.html").read_text(encoding="utf-8")).all("section", class_="person")
+
+
+def test_a_named_run_with_other_settings_is_refused(
+    main: Callable[[Sequence[str]], int], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["--config", str(config), "evaluate.bootstrap=0", "--run-id", "it's mine"]
+    assert main(named) == 0
+    assert main([*named, "evaluate.k=[1]"]) == 7
+    assert "run it's mine: it has measured other inputs or settings" in capsys.readouterr().err
+    assert main(named) == 0
+
+
 def test_a_baseline_that_is_not_there_is_told_at_once(
     main: Callable[[Sequence[str]], int], config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--config", str(config), "evaluate.against=itemmean"]) == 2
-    assert "evaluate.against: got 'itemmean', expected one of flm, popularity, item_mean" in capsys.readouterr().err
+    assert "evaluate: against: got 'itemmean', expected one of the baselines ['popularity'," in capsys.readouterr().err
 
 
 def test_a_run_measures_model_and_baselines_on_the_same_rows(
@@ -139,7 +202,7 @@ def test_a_run_measures_model_and_baselines_on_the_same_rows(
     assert "7 rows of 3 users in test" in printed
     assert "flm less each baseline" in printed
 
-    written = tables.read("evaluation").collect()
+    written = tables.read("evaluation").where(F.col("run_id") == summary["run_id"]).collect()
     found = {(row.model, row.metric, row.k, row.segment): row for row in written}
     assert len(found) == len(written) == summary["measurements"]
     assert {(row.run_id, row.split) for row in written} == {(summary["run_id"], "test")}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flmrec_spark.report.console import WIDTH, report
-from flmrec_spark.stages.measurements import Answers, measure
+from flmrec_spark.stages.measurements import Answers, measure, pairs
 from flmrec_spark.stages.segments import HEAD, HeldOut
 
 MODELS = ("flm", "popularity", "item_mean", "user_mean", "user_item_mean", *(f"another_{n}" for n in range(6)))
@@ -33,7 +33,7 @@ def lines() -> list[str]:
         *(Answers(model, chance, chance, miss, {}, {}) for model in MODELS[5:]),
     ]
     world = HeldOut(users, labels, np.full(100, HEAD), np.tile([0, 0, 1], (50, 1)), np.ones(50, dtype=int))
-    found = measure(world, answers, cutoffs=[1], against="item_mean", n_resamples=50, seed=1)
+    found = measure(world, answers, cutoffs=[1], compared=pairs(MODELS, "item_mean"), n_resamples=50, seed=1)
     console = Console(width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="standard")
     console.print(report(found, models=MODELS, title="a run"))
     assert isinstance(console.file, io.StringIO)

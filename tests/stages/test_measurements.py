@@ -34,7 +34,14 @@ def measured(*, n_resamples: int = 0, against: str = "popularity") -> Found:
         Answers("popularity", counts, None, np.zeros((3, 2), dtype=int), {}, {("coverage", 1): 0.0}),
         Answers("user_mean", flm[::-1], flm[::-1], None, {}, {}),
     ]
-    found = measure(WORLD, answers, cutoffs=[1, 2], against=against, n_resamples=n_resamples, seed=1)
+    found = measure(
+        WORLD,
+        answers,
+        cutoffs=[1, 2],
+        compared=pairs([answer.model for answer in answers], against),
+        n_resamples=n_resamples,
+        seed=1,
+    )
     keyed = {(row.model, row.metric, row.k, row.segment): row for row in found}
     assert len(keyed) == len(found)
     return keyed
@@ -134,7 +141,7 @@ def test_a_segment_is_measured_as_if_it_were_the_world(seed: int) -> None:
     relevant = np.stack([(hits == kind + 1).sum(axis=1) for kind in range(3)], axis=1) + random.integers(0, 2, 3)
     world = HeldOut(users, labels, kinds, relevant, random.integers(0, 130, n_users))
     rows = measure(
-        world, [Answers("m", scores, scores, hits, {}, {})], cutoffs=[2], against="m", n_resamples=20, seed=3
+        world, [Answers("m", scores, scores, hits, {}, {})], cutoffs=[2], compared=[], n_resamples=20, seed=3
     )
     found = {(row.metric, row.segment): row for row in rows}
     drawn = resamples(n_users, n=20, seed=3)

@@ -104,3 +104,19 @@ def test_random_depends_on_the_seed_and_on_nothing_else(spark: SparkSession) -> 
     assert first != split(spark, rows, shuffled=1, by="random", seed=2)
     shares = Counter(first.values())
     assert abs(shares[c.VALID] - 200) < 50 and abs(shares[c.TEST] - 200) < 50
+
+
+@pytest.mark.parametrize(("by", "place"), [("cold_users", 0), ("cold_items", 1)])
+def test_who_or_what_is_held_out_has_no_row_elsewhere_and_the_seed_decides(
+    spark: SparkSession, by: str, place: int
+) -> None:
+    rows = [(f"u{user:02}", f"i{(7 * user + 3 * k) % 60:02}", k) for user in range(60) for k in range(5)]
+    first = split(spark, rows, shuffled=1, by=by, seed=1, valid_share=0.2, test_share=0.2)
+    splits_of = defaultdict(set)
+    for row, got in first.items():
+        splits_of[row[place]].add(got)
+    assert all(len(got) == 1 for got in splits_of.values())
+    shares = Counter(got for (got,) in splits_of.values())
+    assert abs(shares[c.VALID] - 12) < 9 and abs(shares[c.TEST] - 12) < 9 and shares[c.TRAIN] > 20
+    assert first == split(spark, rows, shuffled=2, by=by, seed=1, valid_share=0.2, test_share=0.2)
+    assert first != split(spark, rows, by=by, seed=2, valid_share=0.2, test_share=0.2)

@@ -1,0 +1,128 @@
+"""The page: one HTML file with its style and drawings inside, that asks nothing of a network."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.report import charts, found, words
+from flmrec_spark.report.charts import OURS, THEIRS, Series
+from flmrec_spark.report.content import Result
+from flmrec_spark.report.examples import ExampleUser
+from flmrec_spark.report.parts import Figure
+from flmrec_spark.report.speeds import QUALITY, Speed
+
+_VERDICTS = (found.BETTER, found.WITHIN_NOISE, found.WORSE)
+_TRAINING = ("loss", "log_loss", "auc", "uauc", "ndcg")  # of the checkpoint's history, one chart each
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was evaluated."""
+
+    run_id: str
+    split: str
+    n_rows: int
+    n_users: int
+    n_items: int
+    inputs: Mapping[str, str]
+
+
+def expect_room(path: Path) -> None:
+    """Sees that a file may be written or replaced there, before hours are spent on its content.
+
+    Raises:
+      EnvironmentFault: its folder is missing or not to be written, or it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise EnvironmentFault(f"--report: got {path}, expected a file in a folder that is there; make {path.parent}")
+    if path.is_dir():
+        raise EnvironmentFault(f"--report: got {path}, which is a folder, expected a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"--report: got no right to write in {path.parent}, expected one")
+
+
+def write(path: Path, text: str) -> None:
+    """Puts the text in the file's place; at every moment the old one or the new one can be read.
+
+    Raises:
+      EnvironmentFault: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as fault:
+        draft.unlink(missing_ok=True)
+        raise EnvironmentFault(f"--report: {path} cannot be written: {fault.strerror}") from None
+
+
+def render(
+    result: Result,
+    run: Run,
+    *,
+    training: Sequence[Mapping[str, Any]],
+    examples: Sequence[ExampleUser],
+    speeds: Sequence[Speed],
+) -> str:
+    """The page as HTML.
+
+    Args:
+      training: the checkpoint's validations, each with `step` and metrics.
+      examples, speeds: their sections are left out when empty.
+    """
+    environment = Environment(
+        loader=PackageLoader("flmrec_spark", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    headlines = list(result.headlines())
+    return environment.get_template("page.html").render(
+        run=run,
+        result=result,
+        model=words.model_name(result.models[0]),
+        against=words.model_name(result.against),
+        headlines=headlines,
+        verdicts={said: [one.metric for one in headlines if one.verdict == said] for said in _VERDICTS},
+        training=training_figures(training),
+        examples=examples,
+        speed=_speed_figure(speeds),
+        meanings=[(words.metric_name(name), text) for name, text in words.MEANINGS.items()],
+        OURS=OURS,
+        THEIRS=THEIRS,
+    )
+
+
+def training_figures(history: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """A chart for each metric that the validations have, in a fixed order."""
+    figures = []
+    for name in _TRAINING:
+        points = [(float(one["step"]), float(one[name])) for one in history if _is_number(one.get(name))]
+        title = f"Validation {words.metric_name(name)}" if name != "loss" else "Training loss"
+        steps = [step for step, _ in points] if len(points) <= 8 else None
+        drawing = charts.lines([Series(title, OURS, points)], label=title, x_name="step", x_ticks=steps, width=270)
+        if drawing is not None:
+            figures.append(Figure(title, drawing))
+    return figures
+
+
+def _speed_figure(speeds: Sequence[Speed]) -> Figure | None:
+    if not speeds:
+        return None
+    points = [(one.name, one.prompts_per_second, one.quality) for one in speeds]
+    names = {"x_name": "prompts per second", "y_name": words.metric_name(QUALITY)}
+    title = "Speed and quality of each join"
+    return Figure(title, charts.named_points(points, label=title, **names))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

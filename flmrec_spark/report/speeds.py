@@ -1,0 +1,68 @@
+"""How fast and how good the checkpoints of earlier runs were, by where the item joins the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from flmrec_spark import columns as c
+from flmrec_spark.stages.segments import ALL
+
+QUALITY = "uauc"
+_INPUTS = ("interactions", "items", "users")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One checkpoint: prompts scored per second by the score stage of its fastest run, and its QUALITY."""
+
+    name: str
+    prompts_per_second: float
+    quality: float
+
+
+def collect_speeds(
+    runs: DataFrame, evaluation: DataFrame, *, model: str, split: str, inputs: Mapping[str, str]
+) -> list[Speed]:
+    """`speeds` of the tables runs and evaluation: of finished runs, and of evaluations of the model on the split."""
+    finished = runs.where((F.col("verdict") == "done") & F.col("job").isin("score", "evaluate")).orderBy("started_at")
+    is_asked = (F.col("model") == model) & (F.col("metric") == QUALITY) & (F.col("segment") == ALL)
+    rows = evaluation.where(is_asked & (F.col(c.SPLIT) == split) & F.col("value").isNotNull())
+    qualities = {row[c.RUN_ID]: row["value"] for row in rows.select(c.RUN_ID, "value").collect()}
+    return speeds([row.asDict() for row in finished.collect()], qualities, inputs=inputs)
+
+
+def speeds(
+    runs: Sequence[Mapping[str, Any]], qualities: Mapping[str, float], *, inputs: Mapping[str, str]
+) -> list[Speed]:
+    """One per join, of its latest evaluation; none unless two joins were measured.
+
+    Args:
+      runs: finished runs of the jobs score and evaluate, oldest first, as in the table.
+      qualities: run_id of an evaluation -> its QUALITY.
+      inputs: versions of the tables; evaluations of other ones are not comparable.
+    """
+    rates: dict[str, float] = {}
+    for run in runs:
+        seconds, counts = run["seconds"].get("score"), run["counts"]
+        if run["job"] == "score" and seconds and {"users", "items"} <= counts.keys():
+            checkpoint = run["inputs"]["checkpoint"]
+            rates[checkpoint] = max(rates.get(checkpoint, 0.0), counts["users"] * counts["items"] / seconds)
+    found = {}
+    for run in runs:
+        checkpoint, quality = run["inputs"].get("checkpoint"), qualities.get(run[c.RUN_ID])
+        is_comparable = all(run["inputs"].get(name) == inputs.get(name) for name in _INPUTS)
+        if run["job"] == "evaluate" and is_comparable and checkpoint in rates and quality is not None:
+            name = _join(run["config"])
+            found[name] = Speed(name, rates[checkpoint], quality)
+    return list(found.values()) if len(found) > 1 else []
+
+
+def _join(config: str) -> str:
+    model = yaml.safe_load(config)["model"]
+    return f"layer {model['join_layer']}" if model["join"] == "layer" else str(model["join"])

@@ -1,0 +1,66 @@
+"""Measurements in the table `evaluation`: written by a run, and read back by the same run called again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+
+from pyspark.sql import SparkSession
+from pyspark.sql import types as T
+
+from flmrec_spark import columns as c
+from flmrec_spark import metrics
+from flmrec_spark.config import EvaluateConfig
+from flmrec_spark.errors import ConflictError
+from flmrec_spark.list_metrics import LIST_QUALITIES
+from flmrec_spark.stages.measurements import Measurement
+from flmrec_spark.tables import schemas
+from flmrec_spark.tables.delta import Metadata, Tables, run_predicate
+
+_FINGERPRINT = "fingerprint"
+
+
+def fingerprint(tables: Tables, inputs: Mapping[str, str], evaluate: EvaluateConfig, *, precision: str) -> str:
+    """What the measurements depend on, 12 hex digits; also the names of all that is measured."""
+    settings = evaluate.model_dump(exclude={"report_users"}) | {"precision": precision}
+    # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
+    contents = [commit.get("content") for name in sorted(inputs) for commit in tables.commits(name)[:1]]
+    names = [*metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]
+    made_of = json.dumps([dict(inputs), contents, settings, names], sort_keys=True)
+    return hashlib.sha256(made_of.encode()).hexdigest()[:12]
+
+
+def write(
+    spark: SparkSession,
+    tables: Tables,
+    measured: Sequence[Measurement],
+    *,
+    run_id: str,
+    split: str,
+    made_of: str,
+    metadata: Metadata,
+) -> None:
+    """Replaces the run's rows, in one commit; `made_of` is their `fingerprint`."""
+    schema = T.StructType([T.StructField(col.name, col.type) for col in schemas.EVALUATION.columns])
+    run_of = {c.RUN_ID: run_id, c.SPLIT: split}
+    frame = spark.createDataFrame([{**asdict(row), **run_of} for row in measured], schema)
+    noted = {**metadata, _FINGERPRINT: made_of}
+    tables.replace_rows(schemas.EVALUATION, frame.coalesce(1), run_predicate(run_id), noted)
+
+
+def read(tables: Tables, run_id: str, *, made_of: str) -> list[Measurement] | None:
+    """What the run has measured, in any order; None when it has measured nothing yet.
+
+    Raises:
+      ConflictError: its `fingerprint` was another.
+    """
+    written = [commit for commit in tables.commits(schemas.EVALUATION.name) if commit.get(c.RUN_ID) == run_id]
+    if not written:
+        return None
+    if written[0].get(_FINGERPRINT) != made_of:
+        raise ConflictError(f"run {run_id}: it has measured other inputs or settings; give this one another --run-id")
+    rows = tables.read(schemas.EVALUATION.name).where(run_predicate(run_id))
+    names = [field.name for field in fields(Measurement)]
+    return [Measurement(**row) for row in rows.select(*names).toArrow().to_pylist()]

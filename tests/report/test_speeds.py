@@ -1,0 +1,47 @@
+"""Speed and quality out of earlier runs: which are comparable, and which of several counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flmrec_spark.report.speeds import Speed, speeds
+
+INPUTS = {"interactions": "2", "items": "0", "users": "0"}
+
+
+Row = dict[str, Any]
+
+
+def run(job: str, run_id: str, checkpoint: str, join: str = "layer", join_layer: object = 0, **of_run: Any) -> Row:
+    config = f"model: {{join: {join}, join_layer: {join_layer}}}"
+    inputs = {**INPUTS, "checkpoint": checkpoint} | of_run.pop("inputs", {})
+    return {"job": job, "run_id": run_id, "inputs": inputs, "config": config, "counts": {}, "seconds": {}, **of_run}
+
+
+def scored(run_id: str, checkpoint: str, seconds: float) -> Row:
+    counts = {"users": 10, "items": 200}
+    return run("score", run_id, checkpoint, counts=counts, seconds={"score": seconds, "audit": 9.0})
+
+
+RUNS = [
+    scored("s1", "slow", 20.0),
+    scored("s2", "fast", 2.0),
+    scored("s3", "fast", 1.0),
+    run("score", "s4", "fast"),  # published again without scoring
+    run("evaluate", "e0", "slow", join_layer=0),
+    run("evaluate", "e1", "slow", join_layer=0),
+    run("evaluate", "e2", "fast", join="attention"),
+    run("evaluate", "e3", "never scored", join_layer=3),
+    run("evaluate", "e4", "fast", join_layer="last", inputs={"interactions": "1"}),
+]
+QUALITIES = {"e0": 0.5, "e1": 0.6, "e2": 0.59, "e3": 0.7, "e4": 0.9}
+
+
+def test_each_join_has_its_fastest_scoring_and_its_latest_evaluation_on_the_same_tables() -> None:
+    assert speeds(RUNS, QUALITIES, inputs=INPUTS) == [Speed("layer 0", 100.0, 0.6), Speed("attention", 2000.0, 0.59)]
+
+
+def test_one_join_alone_is_no_comparison() -> None:
+    assert speeds(RUNS[:6], QUALITIES, inputs=INPUTS) == []
+    assert speeds(RUNS, {"e1": 0.6}, inputs=INPUTS) == []
+    assert speeds([], {}, inputs=INPUTS) == []
