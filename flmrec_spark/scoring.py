@@ -39,6 +39,7 @@ def count(job: Job, shipped: Shipped) -> None:
     n_item_tokens = round(shipped.cost.item_tokens * shipped.n_items)
     if "pairs" in sums:
         job.counts |= {"pairs": int(sums["pairs"]), "tokens": int(sums["user_tokens"]) + n_item_tokens}
+        job.counts["scorer_ms"] = round(1000 * sums["busy_s"])  # of all tasks together
     if loads:
         job.counts |= {"workers": len(loads), "model_loads": sum(loads.values())}
     job.counts["peak_rss_mb"] = sum((shipped.usage.peaks_mb() | _driver_peaks(job.spark)).values())
