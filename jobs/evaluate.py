@@ -27,7 +27,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.errors import InputError
 from flmrec_spark.job import Job, run
 from flmrec_spark.report import WIDTH, report
-from flmrec_spark.ship import ship
+from flmrec_spark.ship import settled, ship
 from flmrec_spark.stages import baselines, evaluation
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts
@@ -70,6 +70,8 @@ def evaluate(job: Job) -> None:
     with ExitStack() as kept:
         with job.timed("choose users"):
             inputs = _inputs(job, shipped, kept)
+            shipped, reason = settled(shipped, inputs.prompts, job.config.score)
+            job.versions |= {"precision": shipped.bundle.precision, "precision_because": reason}
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, shipped)
         with job.timed("score lists"):
