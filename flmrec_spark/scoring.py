@@ -14,8 +14,8 @@ def make_ready(job: Job, shipped: Shipped, prompts: DataFrame) -> tuple[Shipped,
     """Plans the users of `user_prompts` under `seconds["score"]`, then loads the model everywhere under `items`."""
     with job.timed("score", "plan"):
         work = partitions.measure(prompts, shipped.cost)
-        shipped, reason = settled(shipped, prompts, job.config.score)
-        job.versions |= {"precision": shipped.bundle.precision, "precision_because": reason}
+        shipped, told = settled(shipped, prompts, job.config.score)
+        job.versions |= told
     with job.timed("items"):
         scores.make_ready(job.spark, shipped, tasks=job.spark.sparkContext.defaultParallelism).collect()
     return shipped, work

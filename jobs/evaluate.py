@@ -70,8 +70,8 @@ def evaluate(job: Job) -> None:
     with ExitStack() as kept:
         with job.timed("choose users"):
             inputs = _inputs(job, shipped, kept)
-            shipped, reason = settled(shipped, inputs.prompts, job.config.score)
-            job.versions |= {"precision": shipped.bundle.precision, "precision_because": reason}
+            shipped, told = settled(shipped, inputs.prompts, job.config.score)
+            job.versions |= told
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, shipped)
         with job.timed("score lists"):

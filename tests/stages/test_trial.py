@@ -52,9 +52,9 @@ def test_a_sample_is_the_same_whatever_the_order_of_the_rows_and_a_larger_one_ho
 
 def test_auto_becomes_a_format_with_its_reason(spark: SparkSession, folder: Path, prompts: DataFrame) -> None:
     asked, score = shipped(spark, folder, "auto")
-    found, reason = settled(asked, prompts, score)
-    assert found.bundle.precision in ("fp32", "bf16")
-    assert reason.startswith("fp32 ")
+    found, told = settled(asked, prompts, score)
+    assert found.bundle.precision == told["precision"] in ("fp32", "bf16")
+    assert told["precision_because"].startswith("fp32 ")
     assert found.bundle.digest == asked.bundle.digest
 
 
@@ -63,7 +63,7 @@ def test_a_format_that_is_told_is_not_tried(
 ) -> None:
     asked, score = shipped(spark, folder, "bf16")
     monkeypatch.delattr("flmrec_spark.ship.chosen_precision")
-    assert settled(asked, prompts, score) == (asked, "score.precision")
+    assert settled(asked, prompts, score) == (asked, {"precision": "bf16", "precision_because": "score.precision"})
 
 
 def test_the_trial_sees_the_users_that_fit_a_prompt(spark: SparkSession, folder: Path, prompts: DataFrame) -> None:
