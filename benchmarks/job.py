@@ -38,9 +38,10 @@ from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.machine import describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.precision import DTYPES
-from flmrec_spark.lm.scorer import Scorer, best
+from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import Interaction, Segmenter
 from flmrec_spark.prompts import load_template
+from flmrec_spark.ranking import best
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "build/demo/model"

@@ -1,201 +1,245 @@
-"""Pairs per second of every join beside what people run today, on one machine in one run.
+"""Pairs per second of every join beside what people run today, on one machine in one run; Spark is not needed.
 
-    python benchmarks/scoring.py [--model build/demo/model] [--json FILE]
+    python benchmarks/scoring.py [--model build/demo/model] [--shapes MiniLM-L6 ...] [--json FILE]
 
 Every form scores the same users of P tokens and items of S tokens. `fraction_of_peak` counts the useful operations
-of each form's own algorithm, on real tokens, against the measured matrix product of this machine in the same
-precision. Without --model a model of MiniLM's shape is made from a seed, and CrossEncoder is left out.
+of each form's own algorithm (`lm.flops`), on real tokens, against this machine's measured matrix product in the same
+precision. A shape without --model has random weights, and CrossEncoder, which needs a tokenizer, is left out. On a CUDA
+machine everything runs on the GPU in bf16, in every shape whose family is known.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoConfig, AutoModel
 
 from flmrec_spark.lm.families.loading import load_backbone
+from flmrec_spark.lm.families.registry import FAMILIES
+from flmrec_spark.lm.flops import Shape, pair_flops, shape_of, user_flops
 from flmrec_spark.lm.machine import describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 
-_FIRST_ID, _LAST_ID = 1000, 20000  # ids of whole words in BERT's English vocabulary
+FIRST_ID, LAST_ID = 1000, 20000  # ids of whole words in BERT's English vocabulary
+SHAPES: dict[str, dict[str, Any]] = {
+    "MiniLM-L6": {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+    "BERT-base": {"model_type": "bert"},
+    "Qwen3-0.6B": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+}
+BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (128, 512, 2048)}
+
+Row = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="scoring.py", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--model", metavar="FOLDER", help="pretrained BERT or MiniLM; else MiniLM-L6's shape from a seed"
-    )
-    parser.add_argument("--user-tokens", type=int, default=100, metavar="P")
-    parser.add_argument("--item-tokens", type=int, default=12, metavar="S")
-    parser.add_argument("--items", type=int, default=2048, metavar="N")
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured time of each row")
-    parser.add_argument("--json", metavar="FILE")
-    arguments = parser.parse_args(argv)
+    arguments = _parse(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = describe(device)
     random = np.random.default_rng(1)
-    users = random.integers(_FIRST_ID, _LAST_ID, (64, arguments.user_tokens)).tolist()
-    ids = random.integers(_FIRST_ID, _LAST_ID, (arguments.items, arguments.item_tokens), dtype=np.int32)
-    items = TokenBlock(ids, np.full(len(ids), arguments.item_tokens, dtype=np.int32))
-    rows = stock_rows(arguments, machine, users, items, device)
-    for join, join_layer in forms(load(arguments.model).config.num_hidden_layers):
-        for precision in ("fp32", "bf16"):
-            for packed in (False, True) if device == "cpu" else (False,):
-                form = (join, join_layer, precision, packed)
-                rows.append(own_row(arguments, machine, users, items, device, form))
-    rate = rows[0]["pairs_per_s"]
-    for row in rows:
-        row["ratio_to_cross_encoder"] = row["pairs_per_s"] / rate
+    users = random.integers(FIRST_ID, LAST_ID, (64, arguments.user_tokens)).tolist()
+    ids = random.integers(FIRST_ID, LAST_ID, (arguments.items, arguments.item_tokens), dtype=np.int32)
+    run = Run(arguments, machine, device, users, TokenBlock(ids, np.full(len(ids), arguments.item_tokens, np.int32)))
+    rows: list[Row] = []
+    for name in arguments.shapes or (["MiniLM-L6"] if device == "cpu" else list(SHAPES)):
+        if SHAPES[name]["model_type"] in FAMILIES:
+            rows += run.shape_rows(name)
+        else:
+            print(f"{name}: left out: family {SHAPES[name]['model_type']} is not known", file=sys.stderr)
     show(f"P = {arguments.user_tokens}, S = {arguments.item_tokens}, {machine['cpu']}, {machine['device']}", rows)
     write(arguments.json, machine, rows)
     return 0
 
 
-def forms(n_layers: int) -> list[tuple[str, int]]:
-    return [*[("layer", layer) for layer in range(n_layers + 1)], ("attention", n_layers - 1)]
+class Run:
+    """One machine, one set of users and items."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        machine: dict[str, Any],
+        device: str,
+        users: list[list[int]],
+        items: TokenBlock,
+    ) -> None:
+        self.arguments, self.machine, self.device = arguments, machine, device
+        self.users, self.items = users, items
+        self.precisions = arguments.precisions or (list(DTYPES) if device == "cpu" else ["bf16"])
+
+    def shape_rows(self, name: str) -> list[Row]:
+        """Every row of a shape; its ratios are to CrossEncoder in float32, or in bf16 on a GPU, where it ran."""
+        prefix = "" if name == "MiniLM-L6" else f"{name}: "
+        folder = self.arguments.model if name == "MiniLM-L6" else None
+        rows = [*self.cross_encoder_rows(folder), *self.stock_rows(name, folder)]
+        rows += self.own_rows(name, folder)
+        base = next((row["pairs_per_s"] for row in rows if row["name"].startswith("CrossEncoder")), None)
+        for row in rows:
+            row["name"] = prefix + row["name"]
+            row["ratio_to_cross_encoder"] = None if base is None else row["pairs_per_s"] / base
+        return rows
+
+    def own_rows(self, name: str, folder: str | None) -> Iterator[Row]:
+        """Each form of this project; users are encoded and items scored, items' own states are there already."""
+        n_layers = load(name, folder).config.num_hidden_layers
+        early = range(n_layers + 1) if n_layers <= 6 else (0, n_layers // 2, n_layers - 1, n_layers)
+        for join, layer in [*[("layer", layer) for layer in early], ("attention", n_layers - 1)]:
+            for precision in self.precisions:
+                for packed in (False, True) if self.device == "cpu" else (False,):
+                    yield self.own_row(load(name, folder), join, layer, precision, packed)
+
+    def own_row(self, backbone: Any, join: str, join_layer: int, precision: str, packed: bool) -> Row:
+        n_user, n_item, n_items = self.arguments.user_tokens, self.arguments.item_tokens, len(self.items)
+        places = {"item_position": n_user, "item_tokens": n_item}
+        model = SegmentedModel(backbone, join=join, join_layer=join_layer, **places).train(False)
+        scorer = Scorer(model, self.items, precision=precision, device=self.device, packed=packed)
+        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items)
+        shape = shape_of(backbone.config, join=join, join_layer=join_layer)
+        flops = user_flops(shape, n_user) / n_items + pair_flops(shape, n_user, n_item)
+        return self.row("flmrec packed" if packed else "flmrec", precision, join, join_layer, rate, flops)
+
+    def stock_rows(self, name: str, folder: str | None) -> Iterator[Row]:
+        """The stock transformers forward on whole pairs, padded to one length, at its best batch size."""
+        tokens = self.arguments.user_tokens + self.arguments.item_tokens
+        for precision in self.precisions:
+            backbone = load(name, folder).to(self.device, DTYPES[precision])
+            rates = [self.measure(self.pairs_of(backbone, size), size) for size in BATCHES[self.device]]
+            shape = shape_of(backbone.config, join="full", join_layer=0)
+            yield self.row("stock forward", precision, "full", None, max(rates), _stock_flops(shape, tokens))
+
+    def pairs_of(self, backbone: Any, size: int) -> Callable[[int], Any]:
+        """A function of a number that runs `size` pairs of one user through the stock model."""
+        chosen = torch.from_numpy(np.resize(self.items.ids, (size, self.items.ids.shape[1]))).long()
+
+        @torch.inference_mode()
+        def run(number: int) -> Any:
+            user = torch.tensor(self.users[number % len(self.users)]).expand(size, -1)
+            return backbone(torch.cat([user, chosen], 1).to(self.device)).last_hidden_state[:, 0].cpu()
+
+        return run
+
+    def cross_encoder_rows(self, folder: str | None) -> Iterator[Row]:
+        """CrossEncoder.predict, which sorts by length itself, at its best batch size; and its ONNX int8 backend."""
+        if folder is None:
+            print("CrossEncoder: left out: it needs --model", file=sys.stderr)
+            return
+        try:
+            from sentence_transformers import CrossEncoder
+        except ImportError as fault:
+            print(f"CrossEncoder: left out: {fault}", file=sys.stderr)
+            return
+        settings: dict[str, Any] = {"num_labels": 1, "device": self.device, "local_files_only": True}
+        encoder = CrossEncoder(folder, **settings)
+        for precision in self.precisions:
+            encoder.model.to(DTYPES[precision])
+            yield self.predict_row(encoder, "CrossEncoder.predict", precision)
+        if self.device == "cpu":
+            with tempfile.TemporaryDirectory() as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+                try:
+                    quantized = _onnx_int8(Path(copy), settings)
+                except (ImportError, OSError, ValueError, RuntimeError) as fault:
+                    print(f"CrossEncoder ONNX int8: left out: {fault}", file=sys.stderr)
+                    return
+                yield self.predict_row(quantized, "CrossEncoder.predict ONNX", "int8")
+
+    def predict_row(self, encoder: Any, name: str, precision: str) -> Row:
+        texts = [
+            [encoder.tokenizer.decode(row) for row in part] for part in (self.users, self.items.ids[:256].tolist())
+        ]
+
+        def predict(number: int, size: int) -> Any:
+            pairs = [(texts[0][number % len(texts[0])], text) for text in texts[1]]
+            return encoder.predict(pairs, batch_size=size, show_progress_bar=False)
+
+        rates = {
+            size: self.measure(lambda number, size=size: predict(number, size), len(texts[1]))  # type: ignore[misc]
+            for size in BATCHES[self.device]
+        }
+        best = max(rates, key=lambda size: rates[size])
+        return self.row(f"{name}, batch {best}", precision, "full", None, rates[best], None)
+
+    def row(
+        self, name: str, precision: str, join: str, join_layer: int | None, rate: float, flops: float | None
+    ) -> Row:
+        peak = self.machine["peak_gflops"].get(precision)
+        return {
+            "name": name,
+            "precision": precision,
+            "join": join,
+            "join_layer": join_layer,
+            "pairs_per_s": rate,
+            "ratio_to_cross_encoder": None,
+            "fraction_of_peak": None if flops is None or peak is None else rate * flops / (peak * 1e9),
+        }
+
+    def measure(self, work: Callable[[int], Any], n_pairs: int) -> float:
+        """Pairs per second, after one call that is not counted; each call's result comes back to the CPU."""
+        work(0)
+        started, number = time.perf_counter(), 0
+        while time.perf_counter() - started < self.arguments.seconds:
+            number += 1
+            work(number)
+        return number * n_pairs / (time.perf_counter() - started)
 
 
-def load(folder: str | None) -> Any:
+def load(name: str, folder: str | None) -> Any:
+    """The folder's model, or random weights of the shape."""
     if folder is not None:
         return load_backbone(folder)
     torch.manual_seed(1)
-    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    return BertModel(config, add_pooling_layer=False).train(False)
+    values = dict(SHAPES[name])
+    config: Any = AutoConfig
+    made: Any = AutoModel
+    options = {"add_pooling_layer": False} if values["model_type"] == "bert" else {}
+    return made.from_config(config.for_model(values.pop("model_type"), **values), **options).train(False)
 
 
-def own_row(
-    arguments: argparse.Namespace,
-    machine: dict[str, Any],
-    users: list[list[int]],
-    items: TokenBlock,
-    device: str,
-    form: tuple[str, int, str, bool],
-) -> dict[str, Any]:
-    """One form of this project; users are encoded and items scored, items' own states are there already."""
-    join, join_layer, precision, packed = form
-    model = SegmentedModel(
-        load(arguments.model),
-        join=join,
-        join_layer=join_layer,
-        item_position=arguments.user_tokens,
-        item_tokens=arguments.item_tokens,
-    ).eval()
-    scorer = Scorer(model, items, precision=precision, device=device, packed=packed)
-    rate = measure(lambda number: scorer.logits(users[number % len(users)]), len(items), arguments.seconds)
-    flops = useful_flops(model, arguments.user_tokens, arguments.item_tokens, len(items))
-    return {
-        "name": "flmrec packed" if packed else "flmrec",
-        "precision": precision,
-        "join": join,
-        "join_layer": join_layer,
-        "pairs_per_s": rate,
-        "ratio_to_cross_encoder": None,
-        "fraction_of_peak": rate * flops / (machine["peak_gflops"][precision] * 1e9),
-    }
+def _stock_flops(shape: Shape, tokens: int) -> float:
+    return float(pair_flops(shape, tokens, 0.0))
 
 
-def stock_rows(
-    arguments: argparse.Namespace, machine: dict[str, Any], users: list[list[int]], items: TokenBlock, device: str
-) -> list[dict[str, Any]]:
-    """sentence-transformers' CrossEncoder, when it is installed, and the stock forward on padded pairs."""
-    rows = []
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        backbone = load(arguments.model).to(device, dtype)
-        rate = measure(pairs_of(backbone, users, items, device), 64, arguments.seconds)
-        config = backbone.config
-        tokens = arguments.user_tokens + arguments.item_tokens
-        flops = config.num_hidden_layers * layer_flops(config, tokens, tokens)
-        peak = machine["peak_gflops"][precision] * 1e9
-        rows.append(stock_row("stock forward", precision, rate, rate * flops / peak))
-    try:
-        from sentence_transformers import CrossEncoder
-    except ImportError:
-        return rows
-    if arguments.model is None:
-        return rows
-    encoder = CrossEncoder(arguments.model, num_labels=1, device=device, local_files_only=True)
-    words = [[encoder.tokenizer.decode(row) for row in part] for part in (users, items.ids[:256].tolist())]
-    found = []
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        encoder.model.to(dtype)
-        rates = {}
-        for size in (16, 32, 64, 128):
+def _onnx_int8(folder: Path, settings: dict[str, Any]) -> Any:
+    from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
-            def predict(number: int, size: int = size) -> Any:
-                pairs = [(words[0][number % len(words[0])], text) for text in words[1]]
-                return encoder.predict(pairs, batch_size=size, show_progress_bar=False)
-
-            rates[size] = measure(predict, len(words[1]), arguments.seconds)
-        best = max(rates, key=lambda size: rates[size])
-        found.append(stock_row(f"CrossEncoder.predict, batch {best}", precision, rates[best], None))
-    return found + rows
+    plain = CrossEncoder(str(folder), backend="onnx", **settings)
+    export_dynamic_quantized_onnx_model(plain, "avx512_vnni", str(folder))
+    (file,) = folder.rglob("*qint8*.onnx")
+    return CrossEncoder(
+        str(folder), backend="onnx", model_kwargs={"file_name": str(file.relative_to(folder))}, **settings
+    )
 
 
-def stock_row(name: str, precision: str, rate: float, fraction: float | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "precision": precision,
-        "join": "full",
-        "join_layer": None,
-        "pairs_per_s": rate,
-        "ratio_to_cross_encoder": None,
-        "fraction_of_peak": fraction,
-    }
-
-
-def pairs_of(backbone: Any, users: list[list[int]], items: TokenBlock, device: str) -> Callable[[int], Any]:
-    """A function of a number that runs 64 pairs of one user through the stock model."""
-    chosen = torch.from_numpy(items.ids[:64]).long()
-
-    @torch.inference_mode()
-    def run(number: int) -> Any:
-        user = torch.tensor(users[number % len(users)]).expand(64, -1)
-        return backbone(torch.cat([user, chosen], 1).to(device)).last_hidden_state[:, 0].cpu()
-
-    return run
-
-
-def measure(work: Callable[[int], Any], n_pairs: int, seconds: float) -> float:
-    """Pairs per second, after one call that is not counted."""
-    work(0)
-    started, number = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        number += 1
-        work(number)
-    return number * n_pairs / (time.perf_counter() - started)
-
-
-def layer_flops(config: Any, queries: int, keys: int) -> float:
-    """Floating-point operations of one layer for `queries` tokens that attend to `keys`, their K and V included."""
-    hidden = config.hidden_size
-    return float(queries * (8.0 * hidden**2 + 4.0 * hidden * config.intermediate_size + 4.0 * hidden * keys))
-
-
-def useful_flops(model: SegmentedModel, n_user: int, n_item: int, n_items: int) -> float:
-    """Operations per pair of a form's own algorithm: the user's share, and the layers from the join on."""
-    config: Any = model.backbone.config
-    family, hidden = model.family, model.family.hidden
-    per_user = family.n_layers * layer_flops(config, n_user, n_user) / n_items
-    if model.is_two_towers:
-        return per_user + 2.0 * hidden
-    feed_forward = 0.0 if model.join == "attention" else 4.0 * hidden * config.intermediate_size
-    last = (
-        2.0 * hidden**2 + feed_forward + 4.0 * hidden * n_user
-    )  # one token: out-projection, feed-forward, user's keys
-    if model.join_layer == family.n_layers - 1:
-        return per_user + last
-    first = layer_flops(config, n_item, n_user + n_item) - n_item * (6.0 * hidden**2 + 4.0 * hidden * n_item)
-    middle = (family.n_layers - 2 - model.join_layer) * layer_flops(config, n_item, n_user + n_item)
-    to_last = 2.0 * hidden**2 + 4.0 * hidden**2 * n_item + 4.0 * hidden * n_item  # Q of one token, K and V of all
-    return per_user + first + middle + to_last + last
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scoring.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--model", metavar="FOLDER", help="pretrained model for the shape MiniLM-L6; else random weights")
+    add("--shapes", nargs="+", choices=SHAPES, help="MiniLM-L6 on a CPU, all on a GPU")
+    add("--precisions", nargs="+", choices=DTYPES, help="all on a CPU, bf16 on a GPU")
+    add("--user-tokens", type=int, default=100, metavar="P")
+    add("--item-tokens", type=int, default=12, metavar="S")
+    add("--items", type=int, default=2048, metavar="N")
+    add("--seconds", type=float, default=3.0, help="measured time of each row")
+    add("--json", metavar="FILE")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ def make_ready(job: Job, shipped: Shipped, prompts: DataFrame) -> tuple[Shipped,
     """Plans the users of `user_prompts` under `seconds["score"]`, then loads the model everywhere under `items`."""
     with job.timed("score", "plan"):
         work = partitions.measure(prompts, shipped.cost)
-        shipped, reason = settled(shipped, prompts, job.config.score)
-        job.versions |= {"precision": shipped.bundle.precision, "precision_because": reason}
+        shipped, told = settled(shipped, prompts, job.config.score)
+        job.versions |= told
     with job.timed("items"):
         scores.make_ready(job.spark, shipped, tasks=job.spark.sparkContext.defaultParallelism).collect()
     return shipped, work
@@ -39,6 +39,7 @@ def count(job: Job, shipped: Shipped) -> None:
     n_item_tokens = round(shipped.cost.item_tokens * shipped.n_items)
     if "pairs" in sums:
         job.counts |= {"pairs": int(sums["pairs"]), "tokens": int(sums["user_tokens"]) + n_item_tokens}
+        job.counts["scorer_ms"] = round(1000 * sums["busy_s"])  # of all tasks together
     if loads:
         job.counts |= {"workers": len(loads), "model_loads": sum(loads.values())}
     job.counts["peak_rss_mb"] = sum((shipped.usage.peaks_mb() | _driver_peaks(job.spark)).values())

@@ -82,11 +82,11 @@ def session(tables: TablesConfig, *, app_name: str, uses_gpu: bool = False) -> S
 
 
 def seconds_since_launch(spark: SparkSession) -> float:
-    """Age of the driver's JVM: under spark-submit it is there before Python."""
+    """Age of the driver's JVM process: spark-submit's own, which turns into the JVM and then starts Python."""
     jvm = spark.sparkContext._jvm
     assert jvm is not None
-    started = int(jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getStartTime())
-    return max(0.0, time.time() - started / 1000.0)
+    started = jvm.java.lang.ProcessHandle.current().info().startInstant()
+    return max(0.0, time.time() - int(started.get().toEpochMilli()) / 1000.0) if started.isPresent() else 0.0
 
 
 def _embedded_catalog(conf: SparkConf, folder: Path) -> None:

@@ -91,16 +91,17 @@ def ship(
     )
 
 
-def settled(shipped: Shipped, prompts: DataFrame, score: ScoreConfig) -> tuple[Shipped, str]:
-    """`score.precision: auto` resolved, once and for every executor, and why it came out so.
+def settled(shipped: Shipped, prompts: DataFrame, score: ScoreConfig) -> tuple[Shipped, dict[str, str]]:
+    """`score.precision: auto` resolved, once and for every executor; and precision, precision_because for the record.
 
     Args:
       prompts: as `user_prompts.user_prompts`; lists of a few of these users are compared.
     """
-    if shipped.bundle.precision != "auto":
-        return shipped, "score.precision"
+    if score.precision != "auto":
+        return shipped, {"precision": score.precision, "precision_because": "score.precision"}
     found = chosen_precision(prompts, shipped, n=score.n).collect()[0]
-    return replace(shipped, bundle=replace(shipped.bundle, precision=found["precision"])), found["reason"]
+    told = {"precision": found["precision"], "precision_because": found["reason"]}
+    return replace(shipped, bundle=replace(shipped.bundle, precision=found["precision"])), told
 
 
 def listable(items: DataFrame, item_filter: str | None) -> DataFrame:

@@ -32,7 +32,7 @@ from flmrec_spark.report import page, stored
 from flmrec_spark.report.console import WIDTH, report
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.publish import publish
-from flmrec_spark.ship import ship
+from flmrec_spark.ship import settled, ship
 from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
 from flmrec_spark.stages import evaluation
 from flmrec_spark.stages.baselines.lists import MODEL
@@ -114,6 +114,8 @@ def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
     with ExitStack() as kept:
         with job.timed("choose users"):
             inputs = _inputs(job, shipped, kept)
+            shipped, told = settled(shipped, inputs.prompts, job.config.score)
+            job.versions |= told
         models = _models(job, shipped)
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, models)
@@ -217,10 +219,15 @@ def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
         tables=job.tables,
         checkpoint=job.config.checkpoint,
         evaluate=job.config.evaluate,
-        lists_of=lambda prompts: scores(prompts, shipped, n=REPORT_LIST).where(F.col(c.RANK) >= 1),
+        lists_of=lambda prompts: _lists_of_few(job, shipped, prompts),
         history_splits=HISTORY_SPLITS[job.config.evaluate.split],
         history_length=shipped.history_length,
     )
+
+
+def _lists_of_few(job: Job, shipped: Shipped, prompts: DataFrame) -> DataFrame:
+    settled_now, _ = settled(shipped, prompts, job.config.score)
+    return scores(prompts, settled_now, n=REPORT_LIST).where(F.col(c.RANK) >= 1)
 
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:

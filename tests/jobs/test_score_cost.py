@@ -56,6 +56,7 @@ def test_the_record_says_where_the_time_went_and_what_was_computed(world: Path, 
     assert {name: told[name] for name in counts} == counts
     users = len(world_rows()["users"]) - 1  # one does not fit a prompt
     assert counts["pairs"] == users * len(ITEMS)
+    assert 0 < counts["scorer_ms"] <= 1000 * seconds["score"] * (os.cpu_count() or 1)
     assert counts["model_loads"] == counts["workers"] <= 2 * (os.cpu_count() or 1)
     assert 200 < counts["peak_rss_mb"] < 20_000
     assert dict(recorded["seconds"]).keys() == PARTS
@@ -112,7 +113,7 @@ def test_the_expected_time_is_the_work_over_the_rate_that_was_tried(
 ) -> None:
     found = []
     for rate in (1e5, 1e6):
-        tried = dry_run.Tried(flops_per_s=rate, rows_per_user=3.0, bytes_per_row=20.0, action_s=0.1)
+        tried = dry_run.Tried(flops_per_s=rate, rows_per_user=3.0, bytes_per_row=20.0, stage_s=0.1)
         monkeypatch.setattr(dry_run, "_try", lambda *given, tried=tried, **named: tried)
         assert run(world, "--dry-run") == 0
         found.append(last_line(capsys)["seconds"]["score"])

@@ -1,0 +1,62 @@
+"""benchmarks/scoring.py on a tiny shape: every form has a row of the documented names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import scoring
+
+NAMES = {
+    "name",
+    "precision",
+    "join",
+    "join_layer",
+    "pairs_per_s",
+    "ratio_to_cross_encoder",
+    "fraction_of_peak",
+}
+TINY = {
+    "model_type": "bert",
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+
+
+def test_every_form_has_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(scoring.SHAPES, "MiniLM-L6", TINY)
+    monkeypatch.setitem(scoring.SHAPES, "BERT-base", {**TINY, "model_type": "unknown"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    sizes = ["--user-tokens", "9", "--item-tokens", "4", "--items", "70", "--seconds", "0.001"]
+    file = tmp_path / "rows.json"
+    assert scoring.main([*sizes, "--shapes", "MiniLM-L6", "BERT-base", "--json", str(file)]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["CrossEncoder: left out: it needs --model", "BERT-base: left out: family unknown is not known"]
+    found = json.loads(file.read_text())
+    assert {"cpu", "versions", "peak_gflops"} <= set(found["machine"])
+    rows = found["rows"]
+    assert all(set(row) == NAMES for row in rows)
+    assert all(row["pairs_per_s"] > 0 and row["fraction_of_peak"] > 0 for row in rows)
+    forms = [("layer", 0), ("layer", 1), ("layer", 2), ("attention", 1)]
+    for precision in ("fp32", "bf16"):
+        own = [row for row in rows if row["precision"] == precision]
+        assert [row["name"] for row in own if row["join"] == "full"] == ["stock forward"]
+        for name in ("flmrec", "flmrec packed"):
+            assert [(row["join"], row["join_layer"]) for row in own if row["name"] == name] == forms
+
+
+def test_a_rate_is_calls_times_pairs_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 0.0, 1.0, 2.0, 3.0, 4.0])  # the start, a look before each of three calls and behind, the end
+    monkeypatch.setattr(scoring.time, "perf_counter", lambda: next(now))
+    run = scoring.Run.__new__(scoring.Run)
+    run.arguments = scoring._parse(["--seconds", "3"])
+    calls: list[int] = []
+    assert run.measure(calls.append, 50) == 3 * 50 / 4.0
+    assert calls == [0, 1, 2, 3]
