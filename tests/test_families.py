@@ -1,4 +1,4 @@
-"""The whole pipeline for every family: fine-tune, checkpoint, score job, Delta table, evaluation; one prepared world."""
+"""The whole pipeline for every family: fine-tune, checkpoint, score job, Delta table, evaluation; one world."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from tests.prepared import tiny_config
 from tests.tiny import DECODERS, ENCODER_DECODERS, ENCODERS, FULL_ONLY, save_family
 
 FORMS = {
-    **dict.fromkeys(ENCODERS, {"join_layer": 1}),
-    **dict.fromkeys(FULL_ONLY, {"join": "full"}),
-    **dict.fromkeys([*DECODERS, *ENCODER_DECODERS], {"join_layer": 1, "head": "answer"}),
+    **{family: {"join_layer": 1} for family in ENCODERS},
+    **{family: {"join": "full"} for family in FULL_ONLY},
+    **{family: {"join_layer": 1, "head": "answer"} for family in [*DECODERS, *ENCODER_DECODERS]},
 }
 ITEMS = [{"item_id": "1", "title": "ab", "genre": "x"}, {"item_id": "2", "title": "cde", "genre": "drama"}]
 
