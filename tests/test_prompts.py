@@ -172,3 +172,14 @@ def test_any_data_renders_to_its_own_words(title: str, year: object, genres: lis
     text = template(item='["{title}", "; {year}", "; {genres}"]').render_item(item)
     written = [as_text(value) for value in (title, year, genres)]
     assert text == "".join([written[0], *[f"; {word}" for word in written[1:] if word]])
+
+
+def test_an_answer_is_three_texts_or_is_not_there() -> None:
+    text = load_template("en").to_yaml()
+    assert load_template("en").answer is not None
+    before = text[: text.index("answer:")]
+    assert parse_template(before, where="w").answer is None
+    with pytest.raises(ConfigError, match="w: answer: got cue, expected exactly cue, disliked, liked"):
+        parse_template(before + "answer: {cue: a}", where="w")
+    with pytest.raises(ConfigError, match=r"w: answer\.liked: got True, expected a text in quotes"):
+        parse_template(before + "answer: {cue: a, liked: yes, disliked: b}", where="w")

@@ -117,9 +117,6 @@ FULL_ONLY: dict[str, Callable[..., Any]] = {
     "modernbert": _bert_like(
         "ModernBert", pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3, local_attention=8
     ),
-    "deberta": _bert_like(
-        "Deberta", relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=16, type_vocab_size=0
-    ),
     "deberta-v2": _bert_like(
         "DebertaV2", relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=8, type_vocab_size=0
     ),

@@ -103,8 +103,8 @@ class SegmentedModel(nn.Module):
         if join != "full" and not family.is_segmented:
             kind = getattr(backbone.config, "model_type", "?")
             raise ConfigError(
-                f"model.join: got {join}, expected full: attention of type {kind} depends on distances that "
-                "change with the user's length, so nothing of an item can be kept"
+                f"model.join: got {join}, expected full: attention of type {kind} depends on the distance "
+                "of two tokens in a way that the segmented form does not have"
             )
         self.family = cast(Family, family)  # of one that is not segmented only `pair` is asked
         if not 0 <= join_layer <= family.n_layers:

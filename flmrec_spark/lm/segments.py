@@ -25,6 +25,7 @@ from flmrec_spark.prompts import Fields, Template
 TOO_LONG_USER = "instruction and profile exceed prompts.user_tokens"
 TOO_LONG_ITEM = "item text exceeds prompts.item_tokens"
 PROBE = "Toy Story (1995), 喜欢《活着》 é 7!"
+PAD = 0  # no model sees it, and every vocabulary has it, while a tokenizer's own may have been added behind the last
 
 Ids = npt.NDArray[np.int32]
 Marks = tuple[list[int], list[int]]  # before and after the text
@@ -95,8 +96,8 @@ class Segmenter:
         self.layout = layout or Layout()
         self._tokens: dict[str, list[int]] = {}
         self._user_marks, self._item_marks = self._marks()
-        ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self.pad = next((int(token) for token in ends if token is not None), 0)
+        ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
+        self._nothing = next((int(token) for token in ends if token is not None), PAD)
         for name, budget, marks in (
             ("user_tokens", user_tokens, self._user_marks),
             ("item_tokens", item_tokens, self._item_marks),
@@ -107,7 +108,7 @@ class Segmenter:
     @property
     def unknown_item(self) -> list[int]:
         """An item segment of one token that says nothing, for an item that was refused."""
-        return [self.pad]
+        return [self._nothing]
 
     def user(self, profile: Fields, history: Sequence[Interaction]) -> UserSegment | None:
         """The user segment, or None when the text before the history does not fit the budget alone."""
@@ -168,7 +169,7 @@ class Segmenter:
     def block(self, segments: Sequence[Sequence[int]]) -> TokenBlock:
         """Segments of one kind as one padded block."""
         lengths = np.fromiter(map(len, segments), dtype=np.int32, count=len(segments))
-        ids = np.full((len(segments), int(lengths.max(initial=1))), self.pad, dtype=np.int32)
+        ids = np.full((len(segments), int(lengths.max(initial=1))), PAD, dtype=np.int32)
         for row, segment in enumerate(segments):
             ids[row, : len(segment)] = segment
         return TokenBlock(ids, lengths)
@@ -191,7 +192,7 @@ class Segmenter:
         return ([] if bos is None else [int(bos)], []), ([], cue)
 
     def _marked(self, ids: list[int], marks: Marks) -> list[int]:
-        return [*marks[0], *ids, *marks[1]] or [self.pad]  # a segment of no token could not be attended to
+        return [*marks[0], *ids, *marks[1]] or [self._nothing]  # a segment of no token could not be attended to
 
     def _entry(self, entry: Interaction) -> list[int]:
         return self._encode(self.template.render_entry(entry.item, is_liked=entry.is_liked, value=entry.value))

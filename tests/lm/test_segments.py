@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm.segments import Interaction, Segmenter
+from flmrec_spark.lm.segments import PAD, Interaction, Segmenter
 from flmrec_spark.prompts import load_template
 from tests.tiny import tiny_tokenizer
 
@@ -147,9 +147,9 @@ def test_an_item_shows_its_title_and_attributes_but_not_its_id():
 def test_a_block_is_padded_to_its_longest_row_and_cut_to_the_longest_taken():
     own = segmenter()
     block = own.block([[1, 2], [3, 4, 5], [6]])
-    assert block.ids.tolist() == [[1, 2, own.pad], [3, 4, 5], [6, own.pad, own.pad]]
+    assert block.ids.tolist() == [[1, 2, PAD], [3, 4, 5], [6, PAD, PAD]]
     assert block.lengths.tolist() == [2, 3, 1]
-    assert block.take(np.array([2, 0])).ids.tolist() == [[6, own.pad], [1, 2]]
+    assert block.take(np.array([2, 0])).ids.tolist() == [[6, PAD], [1, 2]]
     assert len(own.block([])) == 0
 
 

@@ -115,9 +115,8 @@ class DistilBert(Bert):
 class FullOnly:
     """ModernBERT and DeBERTa, whole pairs only.
 
-    Both score a key by its distance in the sequence as the stock model counts it: DeBERTa through relative-position
-    embeddings inside the attention logit, ModernBERT through windows of a fixed width. An item would have another
-    distance to each user's tokens than to those of the next, so nothing of it could be kept between users.
+    The segmented form knows an attention logit as query . key, and a key as seen by every token of the item. DeBERTa
+    adds terms of the two tokens' distance to the product, and ModernBERT hides keys beyond a distance in most layers.
     """
 
     is_segmented = False

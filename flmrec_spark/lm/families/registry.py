@@ -16,7 +16,6 @@ from flmrec_spark.lm.families.t5 import T5
 ENCODERS: dict[str, Callable[[Any], Family | PairFamily]] = {
     "bert": Bert,
     "camembert": Roberta,
-    "deberta": FullOnly,
     "deberta-v2": FullOnly,
     "distilbert": DistilBert,
     "electra": Electra,

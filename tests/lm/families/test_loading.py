@@ -125,7 +125,7 @@ def test_the_layout_is_read_from_the_models_own_config(family, layout, tmp_path:
 def test_an_unknown_type_is_refused_with_the_known_ones(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(
-        CheckpointError, match=r"got model type vit, expected one of bert, camembert, deberta, .*xlm-rob"
+        CheckpointError, match=r"got model type vit, expected one of bert, camembert, deberta-v2, .*xlm-rob"
     ):
         layout_of(tmp_path)
 
