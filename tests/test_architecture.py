@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 LAYERS = (
     ("columns",),
     ("errors",),
-    ("sections", "config", "prompts", "metrics", "bootstrap"),
+    ("sections", "training_sections", "config", "prompts", "metrics", "bootstrap"),
     ("lm", "tables"),
     ("stages",),
     ("ship", "session", "report"),
