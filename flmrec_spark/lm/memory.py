@@ -93,26 +93,30 @@ def estimate(config: Config, shape: StepShape, *, precision: str) -> Estimate:
 def activation_floats(model: Any, shape: StepShape, config: Config) -> float:
     """Numbers that the backward pass of a part of a step reads, as the layers of `model` keep them.
 
-    A layer keeps of each token Q, K, V, the attention's output, three inputs of products and norms and their results
-    (10 D), and the feed-forward's inner state before and after its activation (2 I); with gradient checkpointing
-    its input, Q, K, V and the attention's output (5 D).
+    A layer keeps of each token Q, K, V, what was attended to, and two norms' inputs and results (9 D), and the
+    feed-forward's inner state before and after its activation (2 I). With gradient checkpointing it keeps its input,
+    Q, K, V and what was attended to (5 D), and with `join: full` its input alone. Dropout keeps its masks, and the
+    weights of the attention, which are otherwise computed again by its kernel.
     """
     hidden, n_layers = int(model.hidden_size), int(model.num_hidden_layers)
     inner = next((getattr(model, name, None) for name in ("intermediate_size", "n_inner", "d_ff")), None) or 4 * hidden
-    settings = config.finetune
-    per_token = 5.0 * hidden if settings.gradient_checkpointing else 10.0 * hidden + 2.0 * inner
-    per_token += 3.0 * hidden if settings.dropout > 0 and not settings.gradient_checkpointing else 0.0
-    scores = float(model.num_attention_heads)  # each token's weight on each key, per head
+    settings, n_heads = config.finetune, float(model.num_attention_heads)
+    is_lean, drops = settings.gradient_checkpointing, settings.dropout > 0
+    per_token = 5.0 * hidden if is_lean else 9.0 * hidden + 2.0 * inner + (3.0 * hidden if drops else 0.0)
+    per_key = n_heads if drops else 0.0
     if config.model.join == "full":
-        tokens = shape.pairs * (shape.tokens_per_user + shape.tokens_per_item)
-        return n_layers * tokens * (per_token + scores * (shape.tokens_per_user + shape.tokens_per_item))
-    join = n_layers - 1 if config.model.join_layer == "last" else min(config.model.join_layer, n_layers)
-    users = n_layers * shape.user_tokens * (per_token + scores * shape.tokens_per_user)
-    items = min(join + 1, n_layers) * shape.item_tokens * (per_token + scores * shape.tokens_per_item)
+        length = shape.tokens_per_user + shape.tokens_per_item
+        whole = 9.0 * hidden + 2.0 * inner + per_key * length
+        kept = n_layers * hidden + whole if is_lean else n_layers * whole  # one layer at a time is computed again
+        return shape.pairs * length * kept
+    join = min(n_layers - 1 if config.model.join_layer == "last" else config.model.join_layer, n_layers)
+    users = n_layers * shape.user_tokens * (per_token + per_key * shape.tokens_per_user)
+    items = join * shape.item_tokens * (per_token + per_key * shape.tokens_per_item)
+    items += 3.0 * hidden * shape.item_tokens if join < n_layers else 0.0
     pairs = 0.0
     for layer in range(join, n_layers):
         n_tokens = shape.pairs * (1 if layer == n_layers - 1 else shape.tokens_per_item)
-        joined = 5.0 * hidden + 3.0 * scores * (shape.tokens_per_user + 1)  # gathered states, weights before and after
+        joined = 4.0 * hidden + 2.0 * n_heads * (shape.tokens_per_user + 1)  # gathered states, weights before and after
         pairs += n_tokens * (per_token + joined)
     return users + items + pairs
 

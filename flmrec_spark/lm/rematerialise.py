@@ -42,6 +42,6 @@ def _again(function: Any, *values: Any, **named: Any) -> Any:
 def rematerialise(model: SegmentedModel) -> None:
     """Trains the model with less memory and the same gradients; `join: full` by transformers' own switch."""
     if model.join == "full":
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.backbone.activation_checkpointing_enable()  # type: ignore[operator]
     else:
         model.family = Rematerialised(model.family)
