@@ -19,9 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.sections import (
-    EarlyStoppingConfig,
     EvaluateConfig,
-    FinetuneConfig,
     ModelConfig,
     PrepareConfig,
     PromptsConfig,
@@ -33,14 +31,24 @@ from flmrec_spark.sections import (
     TablesConfig,
     TuneConfig,
 )
+from flmrec_spark.training_sections import (
+    AdapterConfig,
+    AugmentConfig,
+    EarlyStoppingConfig,
+    FinetuneConfig,
+    PretrainConfig,
+)
 
 __all__ = [
+    "AdapterConfig",
+    "AugmentConfig",
     "Config",
     "EarlyStoppingConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "ModelConfig",
     "PrepareConfig",
+    "PretrainConfig",
     "PromptsConfig",
     "Range",
     "ScoreConfig",
@@ -89,6 +97,7 @@ class Config(Section):
     prompts: PromptsConfig = PromptsConfig()
     model: ModelConfig
     checkpoint: str = Field(description="folder that fine-tuning writes and scoring reads")
+    pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     score: ScoreConfig = ScoreConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

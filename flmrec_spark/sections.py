@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -147,47 +148,16 @@ class ModelConfig(Section):
     head: Literal["linear", "answer"] = Field(
         "linear", description="start of the head: from nothing, or from a language head's rows for yes and no"
     )
+    keep_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="layers of the pretrained model that are kept, from 0; null: all"
+    )
     bias_terms: bool = Field(True, description="learned offset per user and item, 0 for the unknown")
 
-
-class EarlyStoppingConfig(Section):
-    metric: Literal["uauc", "auc", "log_loss", "ndcg"] = "uauc"
-    patience: Count = Field(3, description="validations without a better value before training stops")
-
-
-class FinetuneConfig(Section):
-    epochs: Annotated[int, Field(ge=0)] = Field(3, description="0: the pretrained model as it is, calibrated")
-    max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null: after the epochs")
-    examples_per_step: Count = Field(64, description="user prefixes in an optimizer step")
-    accumulate_steps: Count = Field(1, description="parts in which a step's examples are computed, to save memory")
-    negatives: Annotated[int, Field(ge=0)] = Field(64, description="items drawn per step; unrated ones compete")
-    negative_power: Share = Field(0.0, description="0: uniform; 1: by popularity; between: popularity to this power")
-    rating_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of binary cross-entropy on ratings")
-    ranking_weight: Annotated[float, Field(ge=0.0)] = Field(0.2, description="weight of softmax against the negatives")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
-    head_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the head, started from nothing")
-    bias_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the bias terms")
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    momentum: Share = Field(0.9, description="sgd only")
-    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    clip_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="largest norm of the gradient")
-    dropout: Share = 0.1
-    bias_dropout: Share = Field(0.2, description="share of bias terms set to 0, as they are for unknown ids")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: the faster of the two here")
-    validate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
-    valid_users: Count = Field(2000, description="users in a validation, drawn by seed")
-    save_every: Count | None = Field(None, description="steps between resume points; null: at each validation")
-    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
-
     @model_validator(mode="after")
-    def _something_to_learn(self) -> FinetuneConfig:
-        if self.rating_weight == 0.0 and self.ranking_weight == 0.0:
-            raise ValueError("rating_weight and ranking_weight: got 0 and 0, expected one above 0")
-        if self.ranking_weight > 0.0 and self.negatives == 0:
-            raise ValueError("negatives: got 0, expected >= 1 as ranking_weight is above 0")
+    def _layers_ascend(self) -> ModelConfig:
+        kept = self.keep_layers
+        if kept is not None and any(one >= other for one, other in pairwise(kept)):
+            raise ValueError(f"keep_layers: got {kept}, expected ascending numbers such as [0, 2, 4]")
         return self
 
 

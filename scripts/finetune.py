@@ -2,8 +2,11 @@
 
     python scripts/finetune.py --config conf/demo.yaml [section.key=value ...]
 
-Runs on one node, with its first GPU when there is one, and needs no Spark. Killed at any moment and called again it
-goes on where it last saved and ends with the same weights; finished, it does nothing.
+    torchrun --nproc-per-node 2 scripts/finetune.py --config conf/demo.yaml [section.key=value ...]
+
+Runs on one node, with its first GPU when there is one, or under torchrun with a process for each; it needs no Spark.
+Killed at any moment and called again it goes on where it last saved and ends with the same weights; finished, it does
+nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
             traceback.print_exception(fault)
         print(f"flmrec finetune: {type(fault).__name__}: {' '.join(str(fault).split())}", file=sys.stderr)
         return fault.exit_code
-    print(json.dumps({"job": "finetune", **{key: value for key, value in summary.items() if key != "history"}}))
+    if summary.pop("rank") == 0:
+        print(json.dumps({"job": "finetune", **{key: value for key, value in summary.items() if key != "history"}}))
     return 0
 
 

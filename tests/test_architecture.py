@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 LAYERS = (
     ("columns",),
     ("errors",),
-    ("sections", "config", "prompts", "metrics", "list_metrics", "bootstrap", "ranking"),
+    ("sections", "training_sections", "config", "prompts", "metrics", "list_metrics", "bootstrap", "ranking"),
     ("lm", "tables"),
     ("stages",),
     ("ship", "session", "report"),

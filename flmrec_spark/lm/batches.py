@@ -6,12 +6,14 @@ Everything is a function of (seed, epoch) or (seed, step), so a resumed run meet
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from flmrec_spark.lm.dataset import Examples, Floats, Index
+from flmrec_spark.config import AugmentConfig
+from flmrec_spark.lm.augmentation import augmented
+from flmrec_spark.lm.dataset import Examples, Floats, Index, Source
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 
 Mask = npt.NDArray[np.bool_]
@@ -29,6 +31,7 @@ class Step:
     grid: Index  # (B, G + K) into `distinct`; observed targets first
     items: Index  # (B, G + K) places of the items; -1 where there is none, or the user knows the negative
     labels: Floats  # (B, G)
+    rows: Index = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (B,) places of the examples
 
     @property
     def is_observed(self) -> Mask:
@@ -45,7 +48,17 @@ class Step:
         """The rows in about equal parts, for gradient accumulation."""
         for rows in np.array_split(np.arange(len(self.users)), n_parts):
             if len(rows):
-                yield _step(self.prefixes.take(rows), self.users[rows], self.items[rows], self.labels[rows])
+                yield self.take(rows)
+
+    def share(self, rank: int, size: int) -> Step | None:
+        """The rows of one of `size` processes; None when there are fewer rows than processes."""
+        rows = np.array_split(np.arange(len(self.users)), size)[rank]
+        return self.take(rows) if len(rows) else None
+
+    def take(self, rows: Index) -> Step:
+        """Some of the rows."""
+        places = self.rows[rows] if len(self.rows) else self.rows
+        return step_of(self.prefixes.take(rows), self.users[rows], self.items[rows], self.labels[rows], places)
 
 
 @dataclass(frozen=True)
@@ -90,15 +103,39 @@ def epoch_order(lengths: Index, *, per_step: int, seed: int, epoch: int) -> list
 
 
 def make_step(
-    rows: Index, data: Examples, segmenter: Segmenter, negatives: Negatives, *, n_negatives: int, seed: int, number: int
+    rows: Index,
+    data: Examples,
+    segmenter: Segmenter,
+    negatives: Negatives,
+    *,
+    n_negatives: int,
+    seed: int,
+    number: int,
+    augment: AugmentConfig | None = None,
 ) -> Step:
     """The rows of an order as one step; `number` counts the steps of the whole training."""
     users = data.users[rows]
     drawn = negatives.draw(users, n_negatives, np.random.default_rng([seed, 2, number]))
     items = np.concatenate([data.targets[rows], drawn], axis=1)
-    return _step(segmenter.block([data.prefixes[row] for row in rows]), users, items, data.labels[rows])
+    prefixes = [data.prefixes[row] for row in rows]
+    if augment is not None and augment.is_on:
+        random = np.random.default_rng([seed, 4, number])
+        prefixes = [
+            _augmented(prefix, data.sources[row], segmenter, augment, random)
+            for prefix, row in zip(prefixes, rows, strict=True)
+        ]
+    return step_of(segmenter.block(prefixes), users, items, data.labels[rows], rows)
 
 
-def _step(prefixes: TokenBlock, users: Index, items: Index, labels: Floats) -> Step:
+def _augmented(
+    prefix: list[int], source: Source, segmenter: Segmenter, augment: AugmentConfig, random: np.random.Generator
+) -> list[int]:
+    # What was cut before would come into view when newer entries are left out: it is the same history.
+    segment = segmenter.user(source.profile, augmented(source.history, augment, random))
+    return prefix if segment is None else segment.ids
+
+
+def step_of(prefixes: TokenBlock, users: Index, items: Index, labels: Floats, rows: Index) -> Step:
+    """A step of these rows; `items` (B, G + K) are places, -1 where there is none."""
     distinct, grid = np.unique(np.maximum(items, 0), return_inverse=True)
-    return Step(prefixes, users, distinct, grid.reshape(items.shape), items, labels)
+    return Step(prefixes, users, distinct, grid.reshape(items.shape), items, labels, rows)

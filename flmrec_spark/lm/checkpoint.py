@@ -9,6 +9,7 @@
     template.yaml         the prompts, as they were in training
     tokenizer/            the tokenizer
     metrics.json          validation metrics and what training read
+    adapter/              of a training with one: the adapter in peft's format; backbone/ has it merged already
 
 A folder appears whole or not at all: it is written beside its place and renamed.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def save(
     calibration: Calibration,
     metrics: Mapping[str, object],
     config: Mapping[str, object],
+    write_adapter: Callable[[Path], None] | None = None,
 ) -> str:
     """Writes a checkpoint, replacing one that is there; returns its digest. Raises as `folders.expect_room` does."""
     target = Path(folder)
@@ -176,6 +178,8 @@ def save(
     manifest.write_json(draft / "flmrec.json", {"settings": asdict(settings), "config": dict(config)})
     manifest.write_json(draft / "calibration.json", asdict(calibration))
     manifest.write_json(draft / "metrics.json", dict(metrics))
+    if write_adapter is not None:
+        write_adapter(draft / "adapter")
     digest = manifest.write(draft)
     folders.replace(target, draft)
     return digest

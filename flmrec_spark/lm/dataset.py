@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,14 @@ class Catalog:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a prefix was rendered from."""
+
+    profile: dict[str, Any]
+    history: list[Interaction]  # newest first
+
+
+@dataclass(frozen=True)
 class Examples:
     """User prefixes and what they are asked about; targets in rows of at most `width`, -1 where there is none."""
 
@@ -62,6 +70,7 @@ class Examples:
     targets: Index  # (R, width): place of the item, or -1
     labels: Floats  # (R, width): 1 liked, 0 not
     n_cut: int  # interactions that did not fit the token budget, all prefixes together
+    sources: list[Source] = field(default_factory=list)  # of each row, when they are kept
 
     def __len__(self) -> int:
         return len(self.prefixes)
@@ -69,7 +78,8 @@ class Examples:
     def take(self, rows: Index) -> Examples:
         """Some of the rows."""
         prefixes = [self.prefixes[row] for row in rows]
-        return Examples(prefixes, self.users[rows], self.targets[rows], self.labels[rows], self.n_cut)
+        sources = [self.sources[row] for row in rows] if self.sources else []
+        return Examples(prefixes, self.users[rows], self.targets[rows], self.labels[rows], self.n_cut, sources)
 
 
 def read_tables(root: str | None) -> Prepared:
@@ -124,7 +134,14 @@ def catalog(items: pa.Table, segmenter: Segmenter) -> Catalog:
 
 
 def examples(
-    prepared: Prepared, split: str, items: Catalog, segmenter: Segmenter, *, width: int | None, user_ids: Sequence[str]
+    prepared: Prepared,
+    split: str,
+    items: Catalog,
+    segmenter: Segmenter,
+    *,
+    width: int | None,
+    user_ids: Sequence[str],
+    keeps_sources: bool = False,
 ) -> Examples:
     """Renders and tokenises the examples of a split.
 
@@ -136,7 +153,7 @@ def examples(
     profiles = {row[c.USER_ID]: row for row in prepared.tables["users"].to_pylist()}
     place_of_user = {user: place for place, user in enumerate(user_ids)}
     place_of_item = {item: place for place, item in enumerate(items.item_ids)}
-    prefixes, users, n_cut = [], [], 0
+    prefixes, users, sources, n_cut = [], [], [], 0
     rows: list[list[tuple[int, float]]] = []
     for row in table.to_pylist():
         history = [_interaction(entry, items, place_of_item) for entry in row[c.HISTORY]]
@@ -154,13 +171,14 @@ def examples(
         for start in range(0, len(asked), size):
             prefixes.append(segment.ids)
             users.append(place_of_user[row[c.USER_ID]])
+            sources += [Source(profile, history)] if keeps_sources else []
             rows.append(asked[start : start + size])
     targets = np.full((len(rows), width or max(map(len, rows), default=1)), -1, dtype=np.int64)
     labels = np.zeros(targets.shape, dtype=np.float32)
     for at, asked in enumerate(rows):
         targets[at, : len(asked)] = [place for place, _ in asked]
         labels[at, : len(asked)] = [label for _, label in asked]
-    return Examples(prefixes, np.array(users, dtype=np.int64), targets, labels, n_cut)
+    return Examples(prefixes, np.array(users, dtype=np.int64), targets, labels, n_cut, sources)
 
 
 def seen(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits: Sequence[str]) -> Index:

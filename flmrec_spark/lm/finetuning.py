@@ -6,16 +6,18 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from flmrec_spark.config import Config
-from flmrec_spark.lm import checkpoint, dataset, folders, manifest, resume
+from flmrec_spark.lm import checkpoint, dataset, distributed, folders, manifest, resume
 from flmrec_spark.lm.dataset import Prepared
-from flmrec_spark.lm.trainer import Trainer, load_data
+from flmrec_spark.lm.distributed import World
+from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.lm.validation import calibrate
 from flmrec_spark.prompts import load_template
 
@@ -29,50 +31,66 @@ def fingerprint(config: Config, prepared: Prepared) -> str:
     files = [file for file in sorted(Path(config.model.path).glob("*")) if file.suffix in _PRETRAINED]
     versions = [f"{name}={prepared.table_ids[name]}:{prepared.versions[name]}" for name in dataset.TABLES]
     template = load_template(config.prompts.template).to_yaml()
-    settings = config.digest("prompts", "model", "finetune"), config.digest("prepare")
+    settings = [config.digest("prompts", "model", "finetune"), config.digest("prepare")]
+    if config.finetune.teacher is not None:
+        settings.append(manifest.digest_of(folders.present(Path(config.finetune.teacher))))
     return manifest.text_digest(
         "|".join([*settings, template, *(f"{file.name}={manifest.sha256(file)}" for file in files), *versions])
     )
 
 
 def finetune(config: Config, *, force: bool = False, stop_after: int | None = None) -> dict[str, object]:
-    """Trains and writes the checkpoint; returns what metrics.json holds, with `digest` and `status`.
+    """Trains and writes the checkpoint; returns what metrics.json holds, with `digest`, `status` and `rank`.
 
     A finished training with the same fingerprint is left as it is, an interrupted one goes on where it was last
-    saved and ends with the same weights. `stop_after` steps of this call it stops without a checkpoint.
+    saved and ends with the same weights. `stop_after` steps of this call it stops without a checkpoint. Under
+    torchrun every process calls this, and rank 0 writes.
     """
+    with distributed.joined() as world:
+        return {**_finetune(config, world, force=force, stop_after=stop_after), "rank": world.rank}
+
+
+def _finetune(config: Config, world: World, *, force: bool, stop_after: int | None) -> dict[str, object]:
     target = Path(config.checkpoint)
     folders.expect_room(target, mark=manifest.NAME)
     prepared = dataset.read_tables(config.tables.root)
     key = fingerprint(config, prepared)
     found = {} if force else checkpoint.read_metrics(config.checkpoint)
-    if found.get("fingerprint") == key:
+    if world.agreed(found.get("fingerprint") == key):
         return {**found, "digest": checkpoint.load(config.checkpoint).digest, "status": "already done"}
     started = time.perf_counter()
-    data = load_data(config, prepared)
-    trainer = Trainer(config, prepared, data)
+    trainer = Trainer(config, prepared, load_data(config, prepared), world)
     folder = target.with_name(target.name + ".training")
-    if force or resume.key_of(folder) != key:  # nothing of another training may be taken for one of this
+    if world.writes and (force or resume.key_of(folder) != key):  # nothing of another training may be taken for this
         shutil.rmtree(folder, ignore_errors=True)
+    world.agreed(None)  # the others look only now
     trainer.resume(folder, key)
     if not _loop(trainer, folder, key, stop_after):
         return {"status": "stopped", "step": trainer.step}
-    for name, module in trainer.modules.items():
-        module.load_state_dict(_part(load_file(folder / "best.safetensors"), name))
+    done: dict[str, object] = {}
+    if world.writes:
+        done = _write(trainer, prepared, folder, key)
+        shutil.rmtree(folder, ignore_errors=True)
+    world.agreed(None)
+    return {**done, "status": "done", "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _write(trainer: Trainer, prepared: Prepared, folder: Path, key: str) -> dict[str, object]:
+    """Calibrates the best weights and writes the checkpoint; returns its metrics and its digest."""
+    resume.put_back(trainer.modules, load_file(folder / "best.safetensors"))
     last = trainer.validate()
     metrics = {"fingerprint": key, "validation": dict(last.metrics), **_told(trainer, prepared)}
-    trainer.model.cpu()
     digest = checkpoint.save(
-        config.checkpoint,
-        model=trainer.model,
-        segmenter=data.segmenter,
+        trainer.config.checkpoint,
+        model=trainer.served().cpu(),
+        segmenter=trainer.data.segmenter,
         biases=trainer.biases(prepared),
         calibration=calibrate(last),
         metrics=metrics,
-        config=config.as_dict(),
+        config=trainer.config.as_dict(),
+        write_adapter=trainer.adapter.save if trainer.adapter else None,
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    return {**metrics, "digest": digest, "status": "done", "seconds": round(time.perf_counter() - started, 1)}
+    return {**metrics, "digest": digest}
 
 
 def _told(trainer: Trainer, prepared: Prepared) -> dict[str, object]:
@@ -96,8 +114,15 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
     """Runs to the end or to early stopping; false when stop_after came first."""
     settings = trainer.config.finetune
     first, started, n_examples = trainer.step, time.perf_counter(), 0
-    quiet = not sys.stderr.isatty()
-    bar = tqdm(total=trainer.n_steps, initial=first, unit="step", mininterval=30 if quiet else 0.5, desc="finetune")
+    quiet, world = not sys.stderr.isatty(), trainer.world
+    bar = tqdm(
+        total=trainer.n_steps,
+        initial=first,
+        unit="step",
+        mininterval=30 if quiet else 0.5,
+        desc="finetune",
+        disable=not world.writes,
+    )
     if not trainer.n_steps:  # epochs: 0
         _note(trainer, folder)
     with bar:
@@ -113,7 +138,7 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
             validated = trainer.step % trainer.validate_every == 0 or at_end
             if validated:
                 _note(trainer, folder)
-            if validated or (settings.save_every and trainer.step % settings.save_every == 0):
+            if world.writes and (validated or (settings.save_every and trainer.step % settings.save_every == 0)):
                 trainer.save(folder, key)
             if stop_after is not None and trainer.step - first >= stop_after and not at_end:
                 return False
@@ -121,20 +146,13 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
 
 
 def _note(trainer: Trainer, folder: Path) -> None:
-    """Validates, and keeps the weights when they are the best so far."""
-    found = trainer.validate()
-    log.info("finetune: step %d: %s", trainer.step, ", ".join(f"{k} {v:.4f}" for k, v in found.metrics.items()))
-    if trainer.is_best(found):
+    """Validates in rank 0, tells all of it, and keeps the weights when they are the best so far."""
+    own = trainer.validate().metrics if trainer.world.writes else None
+    found: Mapping[str, float] = trainer.world.agreed(own)
+    log.info("finetune: step %d: %s", trainer.step, ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+    if trainer.is_best(found) and trainer.world.writes:
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            f"{name}.{key}": value.detach().cpu().contiguous().clone()
-            for name, module in trainer.modules.items()
-            for key, value in module.state_dict().items()
-        }
+        kept = resume.kept_state(trainer.modules).items()
         draft = folder / "best.draft"
-        save_file(weights, draft)
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in kept}, draft)
         draft.replace(folder / "best.safetensors")
-
-
-def _part(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -14,12 +14,37 @@ from torch import Tensor, nn
 from flmrec_spark.errors import CheckpointError
 
 
+def kept_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of modules by `module.key`, without frozen weights: those are in the pretrained folder."""
+    found: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        frozen = {key for key, value in module.named_parameters(remove_duplicate=False) if not value.requires_grad}
+        found |= {f"{name}.{key}": value for key, value in module.state_dict().items() if key not in frozen}
+    return found
+
+
+def put_back(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Loads what `kept_state` gave. Raises RuntimeError when a tensor is missing, too many or of another shape."""
+    expected = set(kept_state(modules))
+    own = {key for key in tensors if key.partition(".")[0] in modules}
+    if own != expected:
+        raise RuntimeError(f"got other tensors than the model has, such as {sorted(own ^ expected)[0]}")
+    for name, module in modules.items():
+        prefix = f"{name}."
+        parts = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        module.load_state_dict(parts, strict=False)
+
+
 def save_state(
-    folder: Path, modules: Mapping[str, nn.Module], optim: torch.optim.Optimizer, progress: Mapping[str, object]
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optim: torch.optim.Optimizer,
+    progress: Mapping[str, object],
+    extra: Mapping[str, Tensor],
 ) -> None:
-    """Writes a resume point: weights and optimizer state as safetensors, progress as JSON; the last one wins."""
+    """Writes a resume point: weights, optimizer and `extra` as safetensors, progress as JSON; the last one wins."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    tensors = kept_state(modules) | {f"extra.{key}": value for key, value in extra.items()}
     for place, state in optim.state_dict()["state"].items():
         tensors |= {f"optimizer.{place}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
     name = f"step-{progress['step']}"
@@ -42,15 +67,14 @@ def key_of(folder: Path) -> str | None:
         return None
 
 
-def load_state(folder: Path, modules: Mapping[str, nn.Module], optim: torch.optim.Optimizer) -> dict[str, object]:
-    """Puts a resume point back; returns its progress. Raises CheckpointError when it does not fit or is damaged."""
+def load_state(
+    folder: Path, modules: Mapping[str, nn.Module], optim: torch.optim.Optimizer
+) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Puts a resume point back: (progress, extra). Raises CheckpointError when it does not fit or is damaged."""
     try:
         progress: dict[str, object] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / str(progress["tensors"]))
-        for name, module in modules.items():
-            prefix = f"{name}."
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            module.load_state_dict(own)
+        put_back(modules, tensors)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
         raise CheckpointError(
             f"{folder}: resume point not usable, --force starts anew: {' '.join(str(fault).split())[:300]}"
@@ -61,4 +85,4 @@ def load_state(folder: Path, modules: Mapping[str, nn.Module], optim: torch.opti
             _, place, part = key.split(".", 2)
             state["state"].setdefault(int(place), {})[part] = value
     optim.load_state_dict(state)
-    return progress
+    return progress, {key.removeprefix("extra."): value for key, value in tensors.items() if key.startswith("extra.")}

@@ -7,6 +7,7 @@ them, and an item that several users are asked about is encoded once up to the j
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -17,10 +18,12 @@ from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm.batches import Step
 from flmrec_spark.lm.checkpoint import Biases
 from flmrec_spark.lm.dataset import Floats
+from flmrec_spark.lm.layers import layer_of, n_layers
 from flmrec_spark.lm.model import ItemStates, SegmentedModel, concatenated
 from flmrec_spark.lm.segments import TokenBlock
 
 _BUCKET_TOKENS = 8
+_EMBEDDING = re.compile(r"embed|wte|wpe|shared")
 _SHRINK = 5.0  # interactions that an average user or item counts for, in the biases before training
 
 
@@ -103,8 +106,9 @@ def loss(logits: Tensor, part: Step, *, whole: Step, log_share: Floats, config: 
     items = torch.from_numpy(part.items).to(logits.device)
     labels = torch.from_numpy(part.labels).to(logits.device)
     observed = torch.from_numpy(part.is_observed).to(logits.device)
+    smooth = labels[observed] * (1.0 - config.label_smoothing) + 0.5 * config.label_smoothing
     rating: Tensor = nn.functional.binary_cross_entropy_with_logits(
-        logits[:, :n_observed][observed], labels[observed], reduction="sum"
+        logits[:, :n_observed][observed], smooth, reduction="sum"
     ) / max(1, int(whole.is_observed.sum()))
     if config.ranking_weight == 0.0:
         return config.rating_weight * rating
@@ -119,21 +123,41 @@ def loss(logits: Tensor, part: Step, *, whole: Step, log_share: Floats, config: 
 
 
 def optimizer(model: SegmentedModel, bias: BiasTerms, config: FinetuneConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over three groups: backbone, head, bias terms; no decay on vectors and scalars."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.backbone.parameters():
-        (decay if parameter.ndim > 1 else plain).append(parameter)
-    head = [model.item_weight, model.user_weight, model.dot, model.offset]
-    groups: list[dict[str, object]] = [
-        {"params": decay, "lr": config.learning_rate, "weight_decay": config.weight_decay},
-        {"params": plain, "lr": config.learning_rate, "weight_decay": 0.0},
+    """AdamW or SGD over the backbone, the head and the bias terms; no decay on vectors and scalars.
+
+    With `layer_decay` below 1 the rate of a layer is that of the one above it times layer_decay, and the embeddings'
+    that of the first layer times it (Howard and Ruder 2018; Sun et al. 2019).
+    """
+    groups: list[dict[str, object]] = []
+    for factor, parameters in _by_depth(model.backbone, config.layer_decay):
+        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+        plain = [parameter for parameter in parameters if parameter.ndim <= 1]
+        rate = config.learning_rate * factor
+        groups.append({"params": decayed, "lr": rate, "weight_decay": config.weight_decay})
+        groups.append({"params": plain, "lr": rate, "weight_decay": 0.0})
+    head = [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+    groups += [
         {"params": head, "lr": config.head_learning_rate, "weight_decay": 0.0},
         {"params": list(bias.parameters()), "lr": config.bias_learning_rate, "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _by_depth(backbone: nn.Module, layer_decay: float) -> list[tuple[float, list[nn.Parameter]]]:
+    """(factor on the rate, parameters that train), from the embeddings up; all at once when nothing decays."""
+    trained = [(name, value) for name, value in backbone.named_parameters() if value.requires_grad]
+    if layer_decay == 1.0:
+        return [(1.0, [value for _, value in trained])]
+    top = n_layers(backbone)
+    found: dict[int, list[nn.Parameter]] = {}
+    for name, value in trained:
+        depth = layer_of(name)
+        if depth is None:  # embeddings lie below the first layer, a last norm above the last
+            depth = -1 if _EMBEDDING.search(name) else top - 1
+        found.setdefault(depth, []).append(value)
+    return [(layer_decay ** (top - 1 - depth), found[depth]) for depth in sorted(found)]
 
 
 def rate_factor(config: FinetuneConfig, n_steps: int) -> Callable[[int], float]:

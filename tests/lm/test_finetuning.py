@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from flmrec_spark.errors import CheckpointError, ConfigError, InputError
 from flmrec_spark.lm import checkpoint, resume, trainer
 from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
+from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.lm.validation import Validation
 from flmrec_spark.prompts import load_template
@@ -219,8 +219,8 @@ def test_early_stopping_stops_and_the_best_weights_win(world, monkeypatch):
 def test_the_better_value_is_the_lower_log_loss_and_the_higher_of_others(world, metric, values, best):
     config = tiny_config(world, finetune={"early_stopping": {"metric": metric}})
     prepared = read_tables(config.tables.root)
-    own = Trainer(config, prepared, trainer.load_data(config, prepared))
-    found = [own.is_best(Validation({metric: value}, np.zeros(1), np.zeros(1))) for value in values]
+    own = Trainer(config, prepared, load_data(config, prepared))
+    found = [own.is_best({metric: value}) for value in values]
     assert max(at + 1 for at, is_best in enumerate(found) if is_best) == best
     assert own.n_worse == len(values) - best
 

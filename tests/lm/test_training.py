@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2Model
 
 from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm import training
@@ -209,3 +210,35 @@ def test_every_parameter_has_one_group_with_its_own_rate(name, kind):
     assert rates == expected
     assert all(parameter.ndim == 2 for parameter in made.param_groups[0]["params"])
     assert [group["weight_decay"] for group in made.param_groups[1:3]] == [0.0, 0.0]
+
+
+def test_smoothed_labels_lie_between_0_and_1():
+    own = step([[0, 1], [1, -1]], [[1, 0], [0, 0]])
+    got = loss([[2.0, -1.0], [0.5, 9.0]], own, ranking_weight=0.0, label_smoothing=0.2)
+    terms = [(2.0, 0.9), (-1.0, 0.1), (0.5, 0.1)]
+    expected = [-like * math.log(sigmoid(x)) - (1 - like) * math.log(1 - sigmoid(x)) for x, like in terms]
+    assert got == pytest.approx(sum(expected) / 3, rel=1e-6)
+
+
+def test_the_rate_of_a_layer_decays_below_the_last_and_every_parameter_has_one_group():
+    model, config = segmented("layer", 1), FinetuneConfig(layer_decay=0.5, learning_rate=0.8)
+    counts = np.ones(4, dtype=np.float32)
+    bias = BiasTerms((counts, counts), (counts, counts))
+    made = training.optimizer(model, bias, config)
+    names = {id(value): name for name, value in model.named_parameters()}
+    rates = {names.get(id(value), "bias"): group["lr"] for group in made.param_groups for value in group["params"]}
+    assert rates["backbone.encoder.layer.1.attention.self.query.weight"] == 0.8
+    assert rates["backbone.encoder.layer.0.output.LayerNorm.bias"] == 0.4
+    assert rates["backbone.embeddings.word_embeddings.weight"] == 0.2
+    assert rates["item_weight"] == config.head_learning_rate
+    grouped = [id(value) for group in made.param_groups for value in group["params"]]
+    assert sorted(grouped) == sorted(id(value) for value in (*model.parameters(), *bias.parameters()))
+
+
+def test_a_last_norm_outside_the_layers_learns_as_the_last_layer():
+    gpt = GPT2Model(GPT2Config(n_layer=2, n_embd=12, n_head=2, vocab_size=40, bos_token_id=1, eos_token_id=1))
+    names = {id(value): name for name, value in gpt.named_parameters()}
+    found = {names[id(value)]: factor for factor, own in training._by_depth(gpt, 0.5) for value in own}
+    assert (found["ln_f.weight"], found["h.1.ln_1.weight"], found["h.0.ln_1.weight"]) == (1.0, 1.0, 0.5)
+    assert (found["wte.weight"], found["wpe.weight"]) == (0.25, 0.25)
+    assert len(found) == len(names)

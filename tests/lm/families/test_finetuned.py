@@ -10,8 +10,9 @@ import torch
 
 from flmrec_spark.lm import checkpoint
 from flmrec_spark.lm.finetuning import finetune
+from flmrec_spark.lm.loading import load_segmenter
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.trainer import build_model, load_segmenter
+from flmrec_spark.lm.starting import build_model
 from tests.prepared import tiny_config
 from tests.tiny import DECODERS, ENCODER_DECODERS, ENCODERS, FULL_ONLY, save_family
 

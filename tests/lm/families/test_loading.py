@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm.families.loading import layout_of, load_backbone, weights_file
+from flmrec_spark.lm.loading import load_segmenter
 from flmrec_spark.lm.segments import Layout
-from flmrec_spark.lm.trainer import build_model, load_segmenter
+from flmrec_spark.lm.starting import build_model
 from flmrec_spark.prompts import load_template
 from tests.prepared import tiny_config
 from tests.tiny import DECODERS, ENCODER_DECODERS, ENCODERS, FAMILIES, save_family, tiny_family

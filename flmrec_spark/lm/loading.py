@@ -1,0 +1,78 @@
+"""What a training reads: the prepared tables, rendered and tokenised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import Config
+from flmrec_spark.errors import InputError
+from flmrec_spark.lm import checkpoint, dataset
+from flmrec_spark.lm.batches import Negatives
+from flmrec_spark.lm.dataset import Catalog, Examples, Index, Prepared
+from flmrec_spark.lm.families.loading import layout_of
+from flmrec_spark.lm.segments import Segmenter
+from flmrec_spark.prompts import load_template
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything that the loop reads."""
+
+    segmenter: Segmenter
+    catalog: Catalog
+    user_ids: list[str]
+    train: Examples
+    valid: Examples
+    negatives: Negatives
+    seen: Index  # sorted keys user * N + item of the train split
+
+
+def load_data(config: Config, prepared: Prepared) -> Data:
+    """Renders and tokenises the prepared tables.
+
+    Raises:
+      ConfigError: the template names an attribute that the tables lack.
+      InputError: no train example, or no valid one to stop and calibrate by.
+      CheckpointError: the pretrained folder has no tokenizer.
+    """
+    segmenter = load_segmenter(config)
+    segmenter.template.check(
+        item_fields=[c.TITLE, c.ITEM_ID, *prepared.fields("items")], user_fields=prepared.fields("users")
+    )
+    catalog = dataset.catalog(prepared.tables["items"], segmenter)
+    user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
+    width = config.prepare.targets_per_example
+    keeps_sources = config.finetune.augment.is_on or config.finetune.teacher is not None
+    train = dataset.examples(
+        prepared, c.TRAIN, catalog, segmenter, width=width, user_ids=user_ids, keeps_sources=keeps_sources
+    )
+    valid = dataset.examples(prepared, c.VALID, catalog, segmenter, width=None, user_ids=user_ids)
+    for split, rows in ((c.TRAIN, train), (c.VALID, valid)):
+        if not len(rows):
+            raise InputError(f"table examples: got no usable row of split {split}, expected some; see prepare.split")
+    chosen = np.random.default_rng([config.finetune.seed, 3]).permutation(len(valid))[: config.finetune.valid_users]
+    seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
+    counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
+    negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)
+    return Data(segmenter, catalog, user_ids, train, valid.take(np.sort(chosen)), negatives, seen)
+
+
+def load_segmenter(config: Config) -> Segmenter:
+    """The template and the pretrained tokenizer, with the marks of the pretrained model's family.
+
+    Raises:
+      ConfigError: the template is not usable, or a budget has no room beside the marks.
+      CheckpointError: the pretrained folder has no tokenizer or no known model.
+    """
+    template = load_template(config.prompts.template)
+    return Segmenter(
+        checkpoint.load_tokenizer(config.model.path),
+        template,
+        user_tokens=config.prompts.user_tokens,
+        item_tokens=config.prompts.item_tokens,
+        history_length=config.prompts.history_length,
+        layout=layout_of(config.model.path),
+    )

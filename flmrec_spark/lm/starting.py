@@ -1,0 +1,46 @@
+"""The model that a training starts from."""
+
+from __future__ import annotations
+
+from flmrec_spark.config import Config
+from flmrec_spark.errors import ConfigError
+from flmrec_spark.lm.families.loading import head_rows, load_backbone
+from flmrec_spark.lm.families.registry import family_of
+from flmrec_spark.lm.layers import keep_layers
+from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.rematerialise import rematerialise
+from flmrec_spark.lm.segments import Segmenter
+
+
+def build_model(config: Config, segmenter: Segmenter) -> SegmentedModel:
+    """The pretrained backbone, with the layers that are kept, and a new head.
+
+    `model.head: answer` starts the head at the difference of the language head's rows for yes and no, so that an
+    untrained logit is that of yes minus that of no.
+
+    Raises:
+      ConfigError: a setting does not fit the family, or the template has no usable answer.
+      CheckpointError: the pretrained folder is not usable.
+    """
+    backbone = load_backbone(config.model.path, dropout=config.finetune.dropout)
+    if config.model.keep_layers is not None:
+        keep_layers(backbone, config.model.keep_layers)
+    n_layers = family_of(backbone).n_layers
+    join_layer = n_layers - 1 if config.model.join_layer == "last" else config.model.join_layer
+    if config.model.join == "attention":
+        join_layer = n_layers - 1
+    model = SegmentedModel(
+        backbone,
+        join=config.model.join,
+        join_layer=join_layer,
+        item_position=config.prompts.user_tokens,
+        item_tokens=config.prompts.item_tokens,
+    )
+    if config.model.head == "answer":
+        if segmenter.layout.kind == "encoder":
+            raise ConfigError("model.head: got answer, expected linear: an encoder has no next word")
+        (yes, no), bias = head_rows(config.model.path, backbone, segmenter.answers())
+        model.start_head(yes - no, float(bias[0] - bias[1]))
+    if config.finetune.gradient_checkpointing:
+        rematerialise(model)
+    return model

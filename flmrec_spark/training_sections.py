@@ -1,0 +1,105 @@
+"""The sections of a config that training reads: `finetune` and `pretrain`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flmrec_spark.sections import Count, Section, Share
+
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class AdapterConfig(Section):
+    """Parameter-efficient tuning: small matrices are trained beside frozen ones, and merged into them at the end."""
+
+    method: Literal["none", "lora", "dora", "adalora"] = "none"
+    rank: Count = Field(8, description="of each pair of matrices; adalora: on average, after it began with half more")
+    alpha: Rate = Field(16.0, description="the product of the matrices is scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="of the adapter's input")
+    modules: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "auto", description="ends of module names, such as [query, value]; auto: every product in the layers"
+    )
+
+
+class AugmentConfig(Section):
+    """History augmentation in training; drawn anew for every step, the same for the same seed."""
+
+    drop: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="share of the history entries left out")
+    crop: Share = Field(0.0, description="share of the prompts that show a random stretch of their history alone")
+    reorder: Share = Field(0.0, description="share of the prompts in which a random stretch is shuffled")
+
+    @property
+    def is_on(self) -> bool:
+        return self.drop > 0.0 or self.crop > 0.0 or self.reorder > 0.0
+
+
+class EarlyStoppingConfig(Section):
+    metric: Literal["uauc", "auc", "log_loss", "ndcg"] = "uauc"
+    patience: Count = Field(3, description="validations without a better value before training stops")
+
+
+class FinetuneConfig(Section):
+    epochs: Annotated[int, Field(ge=0)] = Field(3, description="0: the pretrained model as it is, calibrated")
+    max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null: after the epochs")
+    examples_per_step: Count = Field(64, description="user prefixes in an optimizer step")
+    accumulate_steps: Count = Field(1, description="parts in which a step's examples are computed, to save memory")
+    negatives: Annotated[int, Field(ge=0)] = Field(64, description="items drawn per step; unrated ones compete")
+    negative_power: Share = Field(0.0, description="0: uniform; 1: by popularity; between: popularity to this power")
+    rating_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of binary cross-entropy on ratings")
+    ranking_weight: Annotated[float, Field(ge=0.0)] = Field(0.2, description="weight of softmax against the negatives")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
+    head_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the head, started from nothing")
+    bias_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the bias terms")
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    momentum: Share = Field(0.9, description="sgd only")
+    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    clip_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="largest norm of the gradient")
+    dropout: Share = 0.1
+    bias_dropout: Share = Field(0.2, description="share of bias terms set to 0, as they are for unknown ids")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: the faster of the two here")
+    validate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
+    valid_users: Count = Field(2000, description="users in a validation, drawn by seed")
+    save_every: Count | None = Field(None, description="steps between resume points; null: at each validation")
+    adapter: AdapterConfig = AdapterConfig()
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="factor on the learning rate per layer below the last; 1: none"
+    )
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of each rating label that is replaced by 1/2"
+    )
+    augment: AugmentConfig = AugmentConfig()
+    gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass, to save memory")
+    memory_check: Literal["refuse", "warn"] = Field(
+        "refuse", description="what to do when the estimated memory is more than there is"
+    )
+    teacher: str | None = Field(None, description="folder of a checkpoint whose probabilities are learned too")
+    teacher_weight: Share = Field(0.5, description="share of the teacher's part in the loss; needs `teacher`")
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> FinetuneConfig:
+        if self.rating_weight == 0.0 and self.ranking_weight == 0.0:
+            raise ValueError("rating_weight and ranking_weight: got 0 and 0, expected one above 0")
+        if self.ranking_weight > 0.0 and self.negatives == 0:
+            raise ValueError("negatives: got 0, expected >= 1 as ranking_weight is above 0")
+        return self
+
+
+class PretrainConfig(Section):
+    """Domain pre-training on the texts of items and users, before fine-tuning."""
+
+    output: str = Field("build/pretrained", description="folder of the new model, for model.path")
+    epochs: Count = Field(1, description="passes over the texts")
+    max_steps: Count | None = Field(None, description="stop after this many steps; null: after the epochs")
+    texts_per_step: Count = Field(64, description="prompts in an optimizer step")
+    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="encoders: share of tokens to guess")
+    learning_rate: Rate = 5e-5
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
+    clip_norm: Rate = Field(1.0, description="largest norm of the gradient")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
