@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flmrec_spark.errors import ConfigError
+from flmrec_spark.lm import training
 from flmrec_spark.lm.families.registry import FAMILIES as KNOWN
 from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import SegmentedModel
@@ -182,6 +183,20 @@ def test_cached_logits_of_many_equal_each_pair_alone(family, join, join_layer, t
             np.testing.assert_allclose(found.logits(user), expected, rtol=1e-5, atol=2e-5)
         np.testing.assert_allclose(scorer.logits(user, items=np.array([3, 0])), expected[[3, 0]], rtol=1e-5, atol=2e-5)
         np.testing.assert_allclose(scorer.pair_logits(user, block(ITEMS)), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("join_layer", range(N_LAYERS + 1))
+@pytest.mark.parametrize("family", SEGMENTED)
+@torch.inference_mode()
+def test_items_encoded_in_buckets_of_length_have_the_logits_of_one_batch(
+    family, join_layer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "_BUCKET_TOKENS", 2)
+    model = segmented(family, "layer", join_layer)
+    items = training.encode_in_buckets(model, *padded(ITEMS))
+    grid = torch.tensor([[3, 0], [1, 2], [2, 2]])
+    found = model.join_items(model.encode_users(*padded(USERS)), items, grid)
+    torch.testing.assert_close(found, logits(model, USERS, ITEMS).gather(1, grid), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("join_layer", [0, 1, N_LAYERS - 1, N_LAYERS])
