@@ -156,13 +156,8 @@ def write_checkpoint(folder: Path, backbone: Any, tokenizer: Any, join: str) -> 
     model = SegmentedModel(backbone, join=join, join_layer=last, **places).eval()
     for weight in (model.item_weight, model.user_weight):
         weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    own = Segmenter(
-        tokenizer,
-        load_template("en"),
-        user_tokens=USER_TOKENS,
-        item_tokens=ITEM_TOKENS,
-        history_length=HISTORY_LENGTH,
-    )
+    budgets: dict[str, Any] = {"user_tokens": USER_TOKENS, "item_tokens": ITEM_TOKENS}
+    own = Segmenter(tokenizer, load_template("en"), history_length=HISTORY_LENGTH, **budgets)
     rest: dict[str, Any] = {"biases": Biases({}, {}), "calibration": Calibration(), "metrics": {}, "config": {}}
     checkpoint.save(folder, model=model, segmenter=own, **rest)
 

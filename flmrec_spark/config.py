@@ -23,13 +23,11 @@ from flmrec_spark.sections import (
     ModelConfig,
     PrepareConfig,
     PromptsConfig,
-    Range,
     ScoreConfig,
     Section,
     Source,
     SplitConfig,
     TablesConfig,
-    TuneConfig,
 )
 from flmrec_spark.training_sections import (
     AdapterConfig,
@@ -37,6 +35,8 @@ from flmrec_spark.training_sections import (
     EarlyStoppingConfig,
     FinetuneConfig,
     PretrainConfig,
+    Range,
+    TuneConfig,
 )
 
 __all__ = [

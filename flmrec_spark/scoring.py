@@ -1,13 +1,83 @@
-"""What a scoring run and its dry run do alike: settle on a precision, add up the work, get executors ready, count."""
+"""What a scoring run and its dry run do alike: name the run, settle on a precision, get executors ready, count."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from pyspark.sql import DataFrame, SparkSession
 
+from flmrec_spark.errors import ConflictError
+from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job
-from flmrec_spark.ship import settled
+from flmrec_spark.lm import folders, manifest
+from flmrec_spark.prompts import load_template
+from flmrec_spark.ship import filter_digest, settled
 from flmrec_spark.stages import partitions, scores
+from flmrec_spark.stages.hybrid import FLM
 from flmrec_spark.stages.scores import Shipped
+from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
+from flmrec_spark.tables.delta import content_digest
+
+INPUTS = ("interactions", "items", "users")
+PUBLISHED, STAGED, NEW = "published", "staged", "new"
+
+
+def fingerprint(job: Job, candidates: DataFrame | None) -> str:
+    """What the lists depend on: two runs of one fingerprint publish the same rows."""
+    for name in INPUTS:
+        job.inputs[name] = str(job.tables.version(name))
+    strategy, made_by = job.config.score.strategy, []
+    if strategy in NEEDS_CHECKPOINT:
+        job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
+    if strategy != FLM:
+        made_by = depends_on(strategy, names=job.config.evaluate.baselines, tools=tools(job))
+    if candidates is not None:
+        job.inputs["candidates"] = content_digest(candidates)
+    config = job.config.score
+    settings = [
+        config.n,
+        config.depth,
+        config.exclude_seen,
+        config.item_filter,
+        filter_digest(read(job, "items"), config.item_filter),
+        config.history_splits,
+        config.precision,
+        *made_by,
+    ]
+    # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
+    contents = [commit.get("content") for name in INPUTS for commit in job.tables.commits(name)[:1]]
+    return manifest.text_digest(json.dumps([job.inputs, contents, settings], sort_keys=True))
+
+
+def read(job: Job, name: str) -> DataFrame:
+    """An input at the version that the run began with, whatever is written to it meanwhile."""
+    return job.tables.read(name, version=int(job.inputs[name]))
+
+
+def progress(job: Job, made_of: str, *, is_named: bool) -> str:
+    """How far this run has come before; one that another run has followed is published again, unless it was named.
+
+    Raises:
+      ConflictError: its id was published with other inputs.
+    """
+    published = [commit for commit in job.tables.commits("recommendations") if commit.get("job") == job.name]
+    for age, commit in enumerate(published):
+        if commit.get("run_id") == job.run_id:
+            if commit.get("fingerprint") != made_of:
+                raise ConflictError(
+                    f"--run-id: {job.run_id} was published with other inputs or settings; give this run another id"
+                )
+            if age == 0 or is_named:
+                return PUBLISHED
+            break
+    of_run = [commit for commit in job.tables.commits("top_n") if commit.get("run_id") == job.run_id]
+    return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
+
+
+def tools(job: Job) -> Tools:
+    """What baselines are fitted with."""
+    return Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
 
 
 def make_ready(job: Job, shipped: Shipped, prompts: DataFrame) -> tuple[Shipped, partitions.Work]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -222,31 +222,3 @@ class EvaluateConfig(Section):
     def compared_with(self) -> str:
         """The model that every other one is compared with; flm when there is no baseline."""
         return self.against or ("item_mean" if "item_mean" in self.baselines else [*self.baselines, "flm"][0])
-
-
-class Range(Section):
-    """Numbers between two ends, both included; whole ones when both ends are."""
-
-    low: int | float
-    high: int | float
-    log: bool = Field(False, description="drawn evenly by size: as many between 1 and 10 as between 10 and 100")
-
-    @model_validator(mode="after")
-    def _ascends(self) -> Range:
-        if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(f"got low {self.low} and high {self.high}, expected low < high, above 0 if log")
-        return self
-
-    @property
-    def is_whole(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-
-class TuneConfig(Section):
-    space: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = Field(
-        default_factory=dict, description="key of prompts, model or finetune: a list of values, or {low, high, log}"
-    )
-    trials: Count = Field(20, description="fine-tunings in all, those of an earlier call included")
-    max_minutes: Annotated[float, Field(gt=0.0)] | None = Field(None, description="no trial starts after this long")
-    metric: Literal["uauc", "auc", "log_loss", "ndcg"] = Field("uauc", description="of the best validation of a trial")
-    seed: int = Field(1, description="of the search; finetune.seed is that of a trial")

@@ -219,15 +219,12 @@ def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
         tables=job.tables,
         checkpoint=job.config.checkpoint,
         evaluate=job.config.evaluate,
-        lists_of=lambda prompts: _lists_of_few(job, shipped, prompts),
+        lists_of=lambda prompts: scores(prompts, settled(shipped, prompts, job.config.score)[0], n=REPORT_LIST).where(
+            F.col(c.RANK) >= 1
+        ),
         history_splits=HISTORY_SPLITS[job.config.evaluate.split],
         history_length=shipped.history_length,
     )
-
-
-def _lists_of_few(job: Job, shipped: Shipped, prompts: DataFrame) -> DataFrame:
-    settled_now, _ = settled(shipped, prompts, job.config.score)
-    return scores(prompts, settled_now, n=REPORT_LIST).where(F.col(c.RANK) >= 1)
 
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:

@@ -9,14 +9,12 @@ its last commit and ends in the same table.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import reduce
-from pathlib import Path
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
@@ -25,26 +23,20 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark import dry_run, scoring
 from flmrec_spark.errors import AuditError, ConfigError, ConflictError, InputError
-from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
-from flmrec_spark.lm import folders, manifest
-from flmrec_spark.prompts import load_template
-from flmrec_spark.ship import filter_digest, listable, ship
+from flmrec_spark.ship import listable, ship
 from flmrec_spark.stacking import Prepared
 from flmrec_spark.stages import audit, top_n
 from flmrec_spark.stages.hybrid import FLM
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, rejects
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
-from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, depends_on, recommender
+from flmrec_spark.strategies import Recommender, recommender
 from flmrec_spark.tables import schemas
-from flmrec_spark.tables.delta import content_digest, run_predicate
+from flmrec_spark.tables.delta import run_predicate
 from flmrec_spark.tables.sources import MALFORMED, read_source
 
 log = logging.getLogger("flmrec")
-
-INPUTS = ("interactions", "items", "users")
-PUBLISHED, STAGED, NEW = "published", "staged", "new"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,12 +47,12 @@ def main(argv: Sequence[str]) -> int:
 def score(job: Job) -> None:
     with job.timed("start", "inputs"):
         candidates = _candidates(job)
-        made_of = _fingerprint(job, candidates)
+        made_of = scoring.fingerprint(job, candidates)
         is_named, job.run_id = bool(job.run_id), job.run_id or f"score-{made_of}"
         for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS):
             job.tables.expect_room(schema)
-        state = _state(job, made_of, is_named=is_named)
-    if state == PUBLISHED and job.is_recorded():
+        state = scoring.progress(job, made_of, is_named=is_named)
+    if state == scoring.PUBLISHED and job.is_recorded():
         job.status = "already done"
         log.info("score: run %s is published already; nothing to do", job.run_id)
         _name_tables(job)
@@ -70,7 +62,7 @@ def score(job: Job) -> None:
         prompts = _prompts(job, found, candidates, kept)
         metadata = {**job.metadata(), "fingerprint": made_of, "strategy": job.config.score.strategy}
         shipped = found.shipped
-        if state == NEW:
+        if state == scoring.NEW:
             shipped, users = _planned(job, shipped, prompts)
             if shipped is not None:
                 metadata["precision"] = shipped.bundle.precision
@@ -82,7 +74,7 @@ def score(job: Job) -> None:
         with job.timed("write", "audit"):
             _audit(job, staged, prompts, refused_items)
         with job.timed("write", "publish"):
-            if state != PUBLISHED:
+            if state != scoring.PUBLISHED:
                 job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
             _name_tables(job)
             if shipped is not None:
@@ -98,7 +90,7 @@ def estimate(job: Job) -> None:
         )
     with job.timed("start", "inputs"):
         candidates = _candidates(job)
-        _fingerprint(job, candidates)
+        scoring.fingerprint(job, candidates)
     with ExitStack() as kept:
         found = _recommender(job)
         prompts = _prompts(job, found, candidates, kept)
@@ -141,67 +133,15 @@ def _candidates(job: Job) -> DataFrame | None:
     return pairs.select(*required)
 
 
-def _fingerprint(job: Job, candidates: DataFrame | None) -> str:
-    """What the lists depend on: two runs of one fingerprint publish the same rows."""
-    for name in INPUTS:
-        job.inputs[name] = str(job.tables.version(name))
-    strategy, made_by = job.config.score.strategy, []
-    if strategy in NEEDS_CHECKPOINT:
-        job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
-    if strategy != FLM:
-        made_by = depends_on(strategy, names=job.config.evaluate.baselines, tools=_tools(job))
-    if candidates is not None:
-        job.inputs["candidates"] = content_digest(candidates)
-    config = job.config.score
-    settings = [
-        config.n,
-        config.depth,
-        config.exclude_seen,
-        config.item_filter,
-        filter_digest(_read(job, "items"), config.item_filter),
-        config.history_splits,
-        config.precision,
-        *made_by,
-    ]
-    # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
-    contents = [commit.get("content") for name in INPUTS for commit in job.tables.commits(name)[:1]]
-    return manifest.text_digest(json.dumps([job.inputs, contents, settings], sort_keys=True))
-
-
-def _read(job: Job, name: str) -> DataFrame:
-    """An input at the version that the run began with, whatever is written to it meanwhile."""
-    return job.tables.read(name, version=int(job.inputs[name]))
-
-
-def _state(job: Job, made_of: str, *, is_named: bool) -> str:
-    """How far this run has come before; one that another run has followed is published again, unless it was named.
-
-    Raises:
-      ConflictError: its id was published with other inputs.
-    """
-    published = [commit for commit in job.tables.commits("recommendations") if commit.get("job") == job.name]
-    for age, commit in enumerate(published):
-        if commit.get("run_id") == job.run_id:
-            if commit.get("fingerprint") != made_of:
-                raise ConflictError(
-                    f"--run-id: {job.run_id} was published with other inputs or settings; give this run another id"
-                )
-            if age == 0 or is_named:
-                return PUBLISHED
-            break
-    of_run = [commit for commit in job.tables.commits("top_n") if commit.get("run_id") == job.run_id]
-    return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
-
-
 def _recommender(job: Job) -> Recommender:
     with job.timed("ship"):
         found = recommender(
             job.config.score,
-            Prepared(*[_read(job, name) for name in INPUTS]),
+            Prepared(*[scoring.read(job, name) for name in scoring.INPUTS]),
             names=job.config.evaluate.baselines,
             ship=lambda item_filter: _ship(job, item_filter),
             scores=scores,
-            tools=_tools(job),
+            tools=scoring.tools(job),
             partitions=_partitions(job),
             timed=job.timed,
         )
@@ -209,16 +149,12 @@ def _recommender(job: Job) -> Recommender:
     return found
 
 
-def _tools(job: Job) -> Tools:
-    return Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
-
-
 def _ship(job: Job, item_filter: str | None) -> Shipped:
     shipped = ship(
         job.spark,
         checkpoint=job.config.checkpoint,
-        items=_read(job, "items"),
-        users=_read(job, "users"),
+        items=scoring.read(job, "items"),
+        users=scoring.read(job, "users"),
         score=job.config.score,
         item_filter=item_filter,
     )
@@ -231,8 +167,8 @@ def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: E
     """Rows of `user_prompts`, which are planned, scored and audited, and made once."""
     with job.timed("score", "prompts"):
         prompts = user_prompts(
-            _read(job, "users"),
-            _read(job, "interactions"),
+            scoring.read(job, "users"),
+            scoring.read(job, "interactions"),
             splits=job.config.score.history_splits,
             history_length=found.history_length,
             exclude_seen=job.config.score.exclude_seen,
@@ -266,7 +202,7 @@ def _write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> Non
 def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataFrame) -> None:
     """Raises AuditError, naming every fault at once, when the lists must not be published."""
     config = job.config.score
-    allowed = listable(_read(job, "items"), config.item_filter)
+    allowed = listable(scoring.read(job, "items"), config.item_filter)
     allowed = allowed.join(refused_items, on=[c.ITEM_ID], how="left_anti")
     frames = (
         audit.user_counts(staged, prompts),
@@ -283,7 +219,7 @@ def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataF
 
 def _name_tables(job: Job) -> None:
     """Names for SQL, also where a kill came before them or the catalog was lost since."""
-    for name in (*INPUTS, "top_n", "recommendations"):
+    for name in (*scoring.INPUTS, "top_n", "recommendations"):
         job.tables.register(name)
     recommendations, items = job.tables.reference("recommendations"), job.tables.reference("items")
     job.tables.create_view(

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 def register_functions(spark: SparkSession, tables: Tables, checkpoint: Path) -> None:
     """Makes flmrec_score(user_text, item_text) known to SQL. Raises CheckpointError and InputError as scoring does."""
     from flmrec_spark.ship import ship  # torch takes seconds to import, and few statements score
-    from flmrec_spark.stages.scores import register
+    from flmrec_spark.stages.sql_function import register
 
     items, users = tables.read("items"), tables.read("users")
     register(spark, ship(spark, checkpoint=str(checkpoint), items=items, users=users, score=ScoreConfig()))

@@ -65,6 +65,11 @@ def test_every_job_left_its_run_and_its_inputs(world: Path):
     assert set(dict(runs["score"]["inputs"])) == {"interactions", "items", "users", "checkpoint"}
 
 
+def test_a_hybrid_was_measured_beside_its_parts(world: Path):
+    models = {row["model"] for row in rows(world, "evaluation")}
+    assert {"flm", "ease", "hybrid", "flm - hybrid", "hybrid - ease", "hybrid - flm"} <= models
+
+
 def test_the_commit_names_what_made_it(world: Path, published: Tables):
     commit = published.commits("recommendations")[0]
     manifest = json.loads((world / "checkpoint" / "manifest.json").read_text())

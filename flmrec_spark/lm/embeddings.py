@@ -18,7 +18,8 @@ _BATCH, _MAX_TOKENS = 64, 128
 
 @torch.inference_mode()
 def embed_texts(model_path: str | Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Mean of the last hidden states over the tokens of each text, (N, D); of long texts the first 128 tokens count.
+    """Mean of the last hidden states over the tokens of each text, (N, D); of long texts the first 128 tokens count,
+    and a text without a token is 0.
 
     Raises:
       CheckpointError: the model or its tokenizer does not load.
@@ -40,5 +41,5 @@ def embed_texts(model_path: str | Path, texts: Sequence[str]) -> npt.NDArray[np.
         mask = tokens["attention_mask"]
         hidden = backbone(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
         kept = mask[..., None].to(hidden.dtype)
-        vectors[places] = ((hidden * kept).sum(1) / kept.sum(1)).float().numpy()
+        vectors[places] = ((hidden * kept).sum(1) / kept.sum(1).clamp(min=1)).float().numpy()
     return vectors

@@ -5,7 +5,8 @@ One pass over the users: the model's scores of a user are computed once and serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,34 @@ FLM, HYBRID = "flm", "hybrid"
 FEATURES = "features"
 _CLIP = 1e-12  # a probability of float64 may reach 0 or 1, its log-odds may not be infinite
 
+
+@dataclass(frozen=True)
+class Moved:
+    """What the valid split added to the checkpoint's bias terms, which rows of valid must not be judged by."""
+
+    user: Mapping[str, float]  # user_id -> on the logit; 0 for others
+    item: Floats  # [N]
+
+
 _Rows = Callable[[User, Any, Pack, Meter], Iterator[pa.RecordBatch]]
 
 
-def features(users: DataFrame, shipped: Shipped, packed: Packed) -> DataFrame:
+def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved) -> DataFrame:
     """user_id, item_id, features: flm's log-odds, then each fitted baseline's scores in their order, array of doubles.
 
     Args:
-      users: rows of `user_prompts.user_prompts`; a row for each candidate that is not excluded.
+      users: rows of `user_prompts.user_prompts`. A row for each candidate that is not excluded; without candidates,
+        for every item that may be listed.
+      moved: taken from the bias terms, if the checkpoint has them.
     """
 
     def rows(user: User, worker: Any, pack: Pack, meter: Meter) -> Iterator[pa.RecordBatch]:
         answer = scores.answer_of(user, worker, meter)
         if answer.values is not None:
             found = _features(user, worker, answer, pack)
+            if worker.biases.user:
+                bias = moved.user.get(user.user_id, 0.0) + moved.item[_places(worker, answer)]
+                found[:, 0] -= worker.scorer.calibration.slope * bias
             offsets = pa.array(np.arange(len(found) + 1) * found.shape[1], pa.int32())
             yield pa.RecordBatch.from_pydict(
                 {

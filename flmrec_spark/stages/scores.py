@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pyspark import Broadcast, SparkFiles, TaskContext
 from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.functions import pandas_udf
 
 from flmrec_spark import columns as c
 from flmrec_spark.ranking import best
@@ -249,23 +247,3 @@ def _rows(
         c.REASON: pa.array([reason] * n, pa.string()),
     }
     return pa.RecordBatch.from_pydict(columns)
-
-
-def register(spark: SparkSession, shipped: Shipped, *, name: str = "flmrec_score") -> None:
-    """Registers `flmrec_score(user_text, item_text)`: the calibrated probability, without bias terms, as SQL.
-
-    Null where a text is null, or where the item's text exceeds the token budget; the end of a long user text is
-    cut, where the oldest history stands.
-    """
-
-    bundle = shipped.bundle
-
-    def flmrec_score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
-        from flmrec_spark.lm.texts import score_texts
-
-        worker = bundle.worker()
-        for user_texts, item_texts in batches:
-            values = score_texts(worker.scorer, worker.segmenter, user_texts.to_list(), item_texts.to_list())
-            yield pd.Series(values, dtype="float64")
-
-    spark.udf.register(name, pandas_udf(flmrec_score, "double"))  # type: ignore[call-overload]

@@ -236,6 +236,29 @@ def test_a_run_measures_model_and_baselines_on_the_same_rows(
     assert difference.value == pytest.approx(3 / 3 - 2 / 3)
     assert difference.low is not None and difference.low <= difference.value <= difference.high
 
+    parts = {"popularity", "logistic_regression", "als", "item_knn", "ease", "markov", "content_tfidf"}
+    assert {f"fit {name}" for name in parts} <= set(summary["seconds"])
+    for name in parts:
+        assert found[name, "auc", 0, "all"].value is not None
+        assert found[name, "ndcg", 2, "all"].value is not None
+    assert found["logistic_regression", "log_loss", 0, "all"].value is not None
+    assert found["als", "log_loss", 0, "all"].value is None
+    assert ("hybrid", "auc", 0, "all") not in found  # nothing is in split valid
+
     runs = tables.read("runs").where(F.col("run_id") == summary["run_id"]).collect()
     assert [(row.run_id, row.job, row.verdict) for row in runs] == [(summary["run_id"], "evaluate", "done")]
     assert runs[0].inputs == {"checkpoint": "d1", "interactions": "1", "items": "1", "users": "1"}
+
+
+def test_baselines_are_chosen_by_name(
+    main: Callable[[Sequence[str]], int], config: Path, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(config), "evaluate.baselines=[ease, content]"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "evaluate.baselines.1: got 'content', expected 'popularity', 'item_mean'" in told
+    assert main(["--config", str(config), "evaluate.baselines=[ease, ease]"]) == 2
+    assert "expected each name once" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["--config", str(config), "evaluate.baselines=[popularity]", "evaluate.bootstrap=0"]) == 0
+    run_id = json.loads(capsys.readouterr().out.splitlines()[-1])["run_id"]
+    written = tables.read("evaluation").where(F.col("run_id") == run_id).select("model").distinct().collect()
+    assert {row.model for row in written} == {"flm", "popularity", "flm - popularity"}

@@ -19,7 +19,8 @@ from flmrec_spark.lm import checkpoint
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.segments import TOO_LONG_USER
 from flmrec_spark.ship import ship
-from flmrec_spark.stages.scores import NO_CANDIDATES, OUTPUT, Shipped, register, scores
+from flmrec_spark.stages.scores import NO_CANDIDATES, OUTPUT, Shipped, scores
+from flmrec_spark.stages.sql_function import register
 from flmrec_spark.tables.schemas import INTERACTION
 from tests.scored import pair_scores, write_checkpoint
 from tests.world import GENRES, ITEMS

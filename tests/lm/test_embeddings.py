@@ -1,0 +1,30 @@
+"""Mean pooling against the stock model on each text alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flmrec_spark.errors import CheckpointError
+from flmrec_spark.lm.embeddings import embed_texts
+from tests.tiny import save_tiny, tiny_bert, tiny_tokenizer
+
+
+@torch.inference_mode()
+def test_a_text_is_the_mean_of_its_last_hidden_states(tmp_path: Path) -> None:
+    texts = ["alien", "a", "red fish; drama" * 3, "", "x" * 300]
+    found = embed_texts(save_tiny(tmp_path / "model"), texts)
+    tokenizer, model = tiny_tokenizer(), tiny_bert()
+    for text, vector in zip(texts, found, strict=True):
+        if not text:
+            assert not vector.any()  # this tokenizer makes no token of it
+            continue
+        ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")["input_ids"]
+        assert vector == pytest.approx(model(ids).last_hidden_state[0].mean(0).numpy(), abs=1e-5)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: not found"):
+        embed_texts(tmp_path / "none", ["a"])

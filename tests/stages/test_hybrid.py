@@ -1,0 +1,122 @@
+"""The model and baselines in one pass: flm's own lists are unchanged, the stack's are the stack of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from flmrec_spark.config import ScoreConfig
+from flmrec_spark.fitting import Tools, fit_all, send
+from flmrec_spark.lm import checkpoint
+from flmrec_spark.prompts import load_template
+from flmrec_spark.ship import ship
+from flmrec_spark.stacking import Prepared, fit_models, with_stack
+from flmrec_spark.stages import hybrid
+from flmrec_spark.stages.baselines.lists import Packed
+from flmrec_spark.stages.baselines.stacker import Stacker
+from flmrec_spark.stages.hybrid import FLM, HYBRID, Moved
+from flmrec_spark.stages.scores import Shipped, scores
+from flmrec_spark.stages.user_prompts import user_prompts
+from tests.prepared import write_prepared
+from tests.scored import write_checkpoint
+from tests.world import ITEMS, USERS
+
+NAMES = ["user_item_mean", "item_knn"]
+NONE = Moved({}, np.zeros(len(ITEMS)))
+
+
+@pytest.fixture(scope="module")
+def prepared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = write_prepared(tmp_path_factory.mktemp("hybrid"))
+    tables = (spark.read.format("delta").load(str(folder / name)) for name in ("interactions", "items", "users"))
+    return Prepared(*tables)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("hybrid") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def shipped(spark: SparkSession, prepared: Prepared, folder: Path) -> Shipped:
+    return ship(spark, checkpoint=str(folder), items=prepared.items, users=prepared.users, score=ScoreConfig())
+
+
+@pytest.fixture(scope="module")
+def tools(spark: SparkSession) -> Tools:
+    return Tools(spark, load_template("en"), "none")
+
+
+@pytest.fixture(scope="module")
+def packed(spark: SparkSession, prepared: Prepared, tools: Tools) -> Packed:
+    world = prepared.world(("train",))
+    fitted = fit_all(NAMES, world, tools, timed=lambda _: nullcontext())
+    return send(spark, world, fitted, np.ones(len(ITEMS), dtype=bool))
+
+
+@pytest.fixture(scope="module")
+def prompts(prepared: Prepared) -> Iterator[DataFrame]:
+    frame = user_prompts(prepared.users, prepared.interactions, splits=["train"], history_length=100, exclude_seen=True)
+    yield frame.persist()
+    frame.unpersist()
+
+
+def said(frame: DataFrame) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
+    return {(row.user_id, row.item_id): np.array(row.features) for row in frame.collect()}
+
+
+def test_flm_lists_as_it_does_alone_and_the_stack_by_what_it_makes_of_the_scores(
+    prompts: DataFrame, shipped: Shipped, packed: Packed
+) -> None:
+    stacker = Stacker(np.array([0.1, 0.2, 0.3]), np.array([1.0, 2.0, 0.5]), np.array([0.5, 0.4, 1.0]), -0.2)
+    found = hybrid.lists_of_both(prompts, shipped, packed, stacker, n=4).collect()
+    alone = scores(prompts, shipped, n=4).collect()
+    assert sorted(tuple(row)[1:] for row in found if row.model == FLM) == sorted(map(tuple, alone))
+    asked = said(hybrid.features(prompts, shipped, packed, moved=NONE))
+    seen = {(row.user_id, item) for row in prompts.collect() for item in row.excluded}
+    for user in USERS:
+        left = {item: values for (who, item), values in asked.items() if who == user and (who, item) not in seen}
+        own = {item: stacker.probability(values[None])[0] for item, values in left.items()}
+        best = sorted(own, key=lambda item: (-own[item], item))[:4]
+        listed = sorted((row for row in found if (row.model, row.user_id) == (HYBRID, user)), key=lambda row: row.rank)
+        assert [row.rank for row in listed] == [1, 2, 3, 4]
+        assert [row.item_id for row in listed] == best
+        assert [row.score for row in listed] == pytest.approx([own[item] for item in best])
+
+
+def test_what_valid_added_to_the_bias_terms_is_taken_from_flm_alone(
+    prompts: DataFrame, shipped: Shipped, packed: Packed, folder: Path
+) -> None:
+    plain = said(hybrid.features(prompts, shipped, packed, moved=NONE))
+    moved = Moved({"u00": 0.25}, np.arange(len(ITEMS)) / 10)
+    less = said(hybrid.features(prompts, shipped, packed, moved=moved))
+    slope, places = checkpoint.load(folder).calibration.slope, {item: at for at, item in enumerate(sorted(ITEMS))}
+    for (user, item), values in plain.items():
+        expected = slope * (0.25 * (user == "u00") + places[item] / 10)
+        assert values - less[user, item] == pytest.approx([expected, 0.0, 0.0], abs=1e-6)
+
+
+def test_a_stack_is_fitted_on_valid_and_sees_what_separates_it(
+    prepared: Prepared, shipped: Shipped, tools: Tools
+) -> None:
+    models = fit_models(
+        prepared,
+        shipped,
+        names=NAMES,
+        history_splits=("train", "valid"),
+        tools=tools,
+        timed=lambda _: nullcontext(),
+    )
+    assert models.names == [FLM, *NAMES]
+    stacked = with_stack(models, prepared, shipped=shipped, tools=tools, partitions=2)
+    assert stacked.names == [FLM, *NAMES, HYBRID]
+    assert stacked.stackers is not None
+    # users like what those like who like the same; the checkpoint is of random weights
+    for stacker in (stacked.stackers.rating, stacked.stackers.ranking):
+        assert np.argmax(stacker.weights) == 1 + NAMES.index("item_knn")
