@@ -233,8 +233,7 @@ def seconds_per_user(folder: Path, items: list[dict[str, Any]], users: Sequence[
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="job.py", description=__doc__.split("\n")[0])
-    add = parser.add_argument
+    add = (parser := argparse.ArgumentParser(prog="job.py", description=__doc__.split("\n")[0])).add_argument
     add("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=f"some of {', '.join(CASES)}")
     add("--users", type=int, default=6040)
     add("--items", type=int, default=3706)

@@ -79,12 +79,11 @@ def estimate(config: Config, shape: StepShape, *, precision: str) -> Estimate:
     settings = config.finetune
     n_trained = n_all if settings.adapter.method == "none" else adapters.n_parameters(backbone, settings.adapter)
     n_all += 0 if settings.adapter.method == "none" else n_trained
-    copies = 2 * n_all if precision == "bf16" else 0
-    copies += 2 * n_trained if precision == "bf16" else 0  # gradients of the copy
+    copies = 2 * n_all if precision == "bf16" else 0  # what autocast keeps of a step
     moments = 2 if settings.optimizer == "adamw" else 1
     held = 4 * n_all  # a copy that is validated, or is written; at a time when there are no activations
     floats = activation_floats(backbone.config, shape, config)
-    width = 2 if precision == "bf16" else 4
+    width = 3 if precision == "bf16" else 4
     return Estimate(
         4.0 * n_all + copies, 4.0 * n_trained, 4.0 * moments * n_trained, max(float(width * floats), float(held))
     )
@@ -95,15 +94,15 @@ def activation_floats(model: Any, shape: StepShape, config: Config) -> float:
 
     A layer keeps of each token Q, K, V, what was attended to, and two norms' inputs and results (9 D), and the
     feed-forward's inner state before and after its activation (2 I). With gradient checkpointing it keeps its input,
-    Q, K, V and what was attended to (5 D), and with `join: full` its input alone. Dropout keeps its masks, and the
-    weights of the attention, which are otherwise computed again by its kernel.
+    Q, K, V and what was attended to (5 D), and with `join: full` its input alone. Of each key it keeps a weight per
+    head (2 with dropout). In bf16 about half of all this is float32.
     """
     hidden, n_layers = int(model.hidden_size), int(model.num_hidden_layers)
     inner = next((getattr(model, name, None) for name in ("intermediate_size", "n_inner", "d_ff")), None) or 4 * hidden
     settings, n_heads = config.finetune, float(model.num_attention_heads)
     is_lean, drops = settings.gradient_checkpointing, settings.dropout > 0
     per_token = 5.0 * hidden if is_lean else 9.0 * hidden + 2.0 * inner + (3.0 * hidden if drops else 0.0)
-    per_key = n_heads if drops else 0.0
+    per_key = 2.0 * n_heads if drops else n_heads
     if config.model.join == "full":
         length = shape.tokens_per_user + shape.tokens_per_item
         whole = 9.0 * hidden + 2.0 * inner + per_key * length
@@ -138,7 +137,7 @@ def expect_room(config: Config, shape: StepShape, *, precision: str, device: tor
     if settings.adapter.method == "none":
         ways.append("set finetune.adapter.method: lora")
     if precision == "fp32":
-        ways.append("set finetune.precision: bf16, which halves the activations")
+        ways.append("set finetune.precision: bf16, with smaller activations")
     told = f"{told}, expected enough: {', or '.join(ways)}"
     if settings.memory_check == "refuse":
         raise EnvironmentFault(f"{told}; finetune.memory_check: warn tries it all the same")

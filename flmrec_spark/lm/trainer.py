@@ -27,7 +27,6 @@ from flmrec_spark.lm.preflight import expect_room, step_shape
 from flmrec_spark.lm.starting import build_model
 from flmrec_spark.lm.teacher import Teacher, soft_loss
 from flmrec_spark.lm.validation import Validation, validate
-from flmrec_spark.lm.working import WorkingCopy
 
 log = logging.getLogger("flmrec")
 
@@ -65,7 +64,6 @@ class Trainer:
         self.bias = self._bias_terms(prepared, [c.TRAIN]).to(self.device)
         self.optimizer = training.optimizer(self.model, self.bias, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.working: WorkingCopy | None = None  # made at the first step: a resume point has its own precision
         self.teacher: Teacher | None = None
         if settings.teacher is not None:
             fields = prepared.fields("items"), prepared.fields("users")
@@ -147,19 +145,16 @@ class Trainer:
 
     def _backward(self, part: Step, whole: Step) -> float:
         """Adds the gradients of a part of a step; returns its share of the loss."""
-        settings, model = self.config.finetune, self.model
-        if self.precision == "bf16":
-            self.working = self.working or WorkingCopy(self.model)
-            model = self.working.refresh().train()
+        settings, device = self.config.finetune, self.device.type
         catalog, log_share = self.data.catalog.tokens, self.data.negatives.log_share
-        logits = training.step_logits(model, self.bias, part, catalog, bias_dropout=settings.bias_dropout)
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"), training.attention(device):
+            logits = training.step_logits(self.model, self.bias, part, catalog, bias_dropout=settings.bias_dropout)
+        logits = logits.float()
         value = training.loss(logits, part, whole=whole, log_share=log_share, config=settings)
         if self.teacher is not None:
             soft = soft_loss(logits, self.teacher.probabilities(part), int((whole.items >= 0).sum()))
             value = (1.0 - settings.teacher_weight) * value + settings.teacher_weight * soft
         value.backward()  # type: ignore[no-untyped-call]
-        if self.working is not None:
-            self.working.collect()
         return float(value.detach())
 
     def served(self) -> SegmentedModel:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm.batches import Step
@@ -81,6 +83,14 @@ def step_logits(
         logits = model.join_items(states, encode_in_buckets(model, item_ids, item_lengths), grid)
     offsets: Tensor | float = bias(users, items, bias_dropout)
     return logits + offsets
+
+
+def attention(device: str) -> AbstractContextManager[None]:
+    """The attention kernel of training: on a CPU two plain products, as the backward pass of the fused one is slow.
+
+    Measured on one core with MiniLM's shape and prompts of 64 tokens: a bf16 step takes 1.63 s instead of 2.48 s.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
 
 
 def encode_in_buckets(model: SegmentedModel, ids: Tensor, lengths: Tensor) -> ItemStates:

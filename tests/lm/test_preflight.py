@@ -60,7 +60,7 @@ def test_activations_are_estimated_within_a_factor_of_two(world, model, is_lean)
         kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), training.attention("cpu"):
         logits = training.step_logits(own.model, own.bias, next(own.steps()), data.catalog.tokens, bias_dropout=0.0)
     assert logits.requires_grad
     weights = {weight.untyped_storage().data_ptr() for weight in own.model.parameters()}
