@@ -96,7 +96,9 @@ def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
     measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
     if measured is not None:
         runs = job.tables.read("runs").where(run_predicate(job.run_id)).where(F.col("job") == job.name)
-        job.status, job.counts = "already done", dict(runs.collect()[0]["counts"])
+        row = runs.collect()[0]
+        job.status, job.counts = "already done", dict(row["counts"])
+        job.versions |= {name: told for name, told in row["versions"].items() if name.startswith("precision")}
         return measured
     measured = _measured(job, shipped)
     job.counts["measurements"] = len(measured)

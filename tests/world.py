@@ -10,6 +10,7 @@ import yaml
 from tests.tiny import save_tiny
 
 USERS = [f"u{number:02d}" for number in range(12)] + ["007", "用户 甲"]
+MEANS = ["popularity", "item_mean", "user_mean", "user_item_mean"]  # the cheapest baselines
 ITEMS = [f"i{number:02d}" for number in range(15)] + ["0042", 'it\'em "q"']
 GENRES = ["drama", "comedy", "sci-fi"]
 NEW_USER = "newcomer"  # has a profile and no interactions
@@ -53,7 +54,7 @@ def write_config(folder: Path, **sections: dict[str, object]) -> Path:
         "model": {"path": str(folder / "model")},
         "finetune": {"epochs": 2, "examples_per_step": 8, "negatives": 4, "precision": "fp32"},
         "score": {"n": 3, "partitions": 2},
-        "evaluate": {"k": [1, 3], "bootstrap": 20},
+        "evaluate": {"k": [1, 3], "bootstrap": 20, "baselines": MEANS, "hybrid": False},
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}

@@ -16,10 +16,12 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from flmrec_spark.config import TablesConfig
+from flmrec_spark.sections import CHEAP
 from flmrec_spark.stages import models
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Tables
 from tests.report.pages import parsed
+from tests.world import MEANS
 
 JOB = Path(__file__).parents[2] / "jobs" / "evaluate.py"
 INTERACTIONS = [
@@ -109,7 +111,7 @@ def config(tmp_path: Path, tables: Tables) -> Path:
         "prepare": {"interactions": {"table": "none"}},
         "model": {"path": "none"},
         "checkpoint": "none",
-        "evaluate": EVALUATE,
+        "evaluate": {**EVALUATE, "baselines": MEANS, "hybrid": False},
     }
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
@@ -194,7 +196,7 @@ def test_a_baseline_that_is_not_there_is_told_at_once(
 def test_a_run_measures_model_and_baselines_on_the_same_rows(
     main: Callable[[Sequence[str]], int], config: Path, tables: Tables, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--config", str(config)]) == 0
+    assert main(["--config", str(config), f"evaluate.baselines=[{', '.join(CHEAP)}]", "evaluate.hybrid=true"]) == 0
     printed = capsys.readouterr().out
     summary = json.loads(printed.splitlines()[-1])
     counts = ("users", "held_out_rows", "unscored_rows", "users_without_list", "items", "items_rejected")

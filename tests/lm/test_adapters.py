@@ -17,7 +17,7 @@ from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm import adapters, checkpoint, manifest
 from flmrec_spark.lm.adapters import Adapter
 from flmrec_spark.lm.dataset import read_tables
-from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.trainer import Trainer

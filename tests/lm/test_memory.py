@@ -96,8 +96,8 @@ def test_scores_keep_their_bits_when_the_memory_runs_out(
     unbroken = Scorer(model, catalog(1200), packed=packed)
     expected = [unbroken.logits([5, 6, 7]), unbroken.logits([5, 6, 7], items=chosen)]
     scorer = Scorer(model, catalog(1200), packed=packed)
-    refused = refusing(scorer._last_layer, lambda user, items, block: block.stop - block.start, 100)
-    monkeypatch.setattr(scorer, "_last_layer", refused)
+    refused = refusing(scorer.attention.attend, lambda items, user, block: block.stop - block.start, 100)
+    monkeypatch.setattr(scorer.attention, "attend", refused)
     joined = refusing(scorer.model.join_items, lambda users, items, grid: grid.shape[1], 70)
     monkeypatch.setattr(scorer.model, "join_items", joined)
     monkeypatch.setattr(scorer.model, "pair", refusing(scorer.model.pair, lambda ids, *rest: len(ids), 70))

@@ -16,7 +16,7 @@ from flmrec_spark.config import Config, PretrainConfig
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import pretraining
 from flmrec_spark.lm.dataset import read_tables
-from flmrec_spark.lm.families import load_backbone
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.pretraining import MARK, pretrain, read_texts
 from flmrec_spark.lm.segments import Segmenter, TokenBlock

@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def choose(bundle: Path, monkeypatch: pytest.MonkeyPatch, rates: dict[str, float], users: Any = USERS) -> trial.Choice:
-    monkeypatch.setattr(precision, "rates", lambda device: rates)
+    monkeypatch.setattr(precision, "rates", lambda device, kernel: rates)
     return trial.choose(bundle, users, n=10, packed=False, device="cpu")
 
 
@@ -96,7 +96,7 @@ def test_lists_that_lose_likes_lead_to_the_next_format(bundle: Path, monkeypatch
 
 def test_bf16_is_compared_as_it_scores(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = choose(bundle, monkeypatch, {"fp32": 1e11, "bf16": 4e11})
-    sample = trial._Sample(bundle, USERS, False, "cpu")
+    sample = trial._Sample(bundle, USERS, {"packed": False, "device": "cpu", "kernel": None})
     agreed = precision.agreement(sample.scores("fp32"), sample.scores("bf16"), 10)
     assert 0.5 < agreed.overlap <= 1.0
     assert (found.precision == "bf16") == agreed.is_good
