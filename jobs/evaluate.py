@@ -95,18 +95,15 @@ def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
     job.run_id = job.run_id or f"evaluate-{made_of}"
     measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
     if measured is not None:
-        runs = job.tables.read("runs").where(run_predicate(job.run_id)).where(F.col("job") == job.name)
-        row = runs.collect()[0]
+        row = job.tables.read("runs").where(run_predicate(job.run_id)).where(F.col("job") == job.name).collect()[0]
         job.status, job.counts = "already done", dict(row["counts"])
         job.versions |= {name: told for name, told in row["versions"].items() if name.startswith("precision")}
         return measured
     measured = _measured(job, shipped)
     job.counts["measurements"] = len(measured)
+    told = {"run_id": job.run_id, "split": config.split, "made_of": made_of}
     with job.timed("write"):
-        metadata = job.metadata()
-        stored.write(
-            job.spark, job.tables, measured, run_id=job.run_id, split=config.split, made_of=made_of, metadata=metadata
-        )
+        stored.write(job.spark, job.tables, measured, metadata=job.metadata(), **told)
     return measured
 
 
