@@ -16,36 +16,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel
 
-from flmrec_spark.lm.families.loading import load_backbone
+from flmrec_spark.lm import native
 from flmrec_spark.lm.families.registry import FAMILIES
 from flmrec_spark.lm.flops import Shape, pair_flops, shape_of, user_flops
 from flmrec_spark.lm.machine import describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.shapes import SHAPES, load
 
 FIRST_ID, LAST_ID = 1000, 20000  # ids of whole words in BERT's English vocabulary
-SHAPES: dict[str, dict[str, Any]] = {
-    "MiniLM-L6": {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
-    "BERT-base": {"model_type": "bert"},
-    "Qwen3-0.6B": {
-        "model_type": "qwen3",
-        "hidden_size": 1024,
-        "num_hidden_layers": 28,
-        "intermediate_size": 3072,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-}
 BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (128, 512, 2048)}
 
 Row = dict[str, Any]
@@ -83,6 +72,7 @@ class Run:
     ) -> None:
         self.arguments, self.machine, self.device = arguments, machine, device
         self.users, self.items = users, items
+        self.kernel = native.load(native.build()) if device == "cpu" else None
         self.precisions = arguments.precisions or (list(DTYPES) if device == "cpu" else ["bf16"])
 
     def shape_rows(self, name: str) -> list[Row]:
@@ -103,23 +93,27 @@ class Run:
         early = range(n_layers + 1) if n_layers <= 6 else (0, n_layers // 2, n_layers - 1, n_layers)
         for join, layer in [*[("layer", layer) for layer in early], ("attention", n_layers - 1)]:
             for precision in self.precisions:
-                for packed in (False, True) if self.device == "cpu" else (False,):
-                    yield self.own_row(load(name, folder), join, layer, precision, packed)
+                if precision != "int8":
+                    yield self.own_row(load(name, folder), join, layer, precision, None)
+                if self.kernel is not None:
+                    yield self.own_row(load(name, folder), join, layer, precision, self.kernel)
 
-    def own_row(self, backbone: Any, join: str, join_layer: int, precision: str, packed: bool) -> Row:
+    def own_row(self, backbone: Any, join: str, join_layer: int, precision: str, kernel: Kernel | None) -> Row:
         n_user, n_item, n_items = self.arguments.user_tokens, self.arguments.item_tokens, len(self.items)
         places = {"item_position": n_user, "item_tokens": n_item}
         model = SegmentedModel(backbone, join=join, join_layer=join_layer, **places).train(False)
-        scorer = Scorer(model, self.items, precision=precision, device=self.device, packed=packed)
-        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items)
+        ways: dict[str, Any] = {"precision": precision, "device": self.device}
+        scorer = Scorer(model, self.items, packed=kernel is not None, kernel=kernel, **ways)
+        n_threads = torch.get_num_threads() if kernel is not None else 1
+        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items, n_threads)
         shape = shape_of(backbone.config, join=join, join_layer=join_layer)
         flops = user_flops(shape, n_user) / n_items + pair_flops(shape, n_user, n_item)
-        return self.row("flmrec packed" if packed else "flmrec", precision, join, join_layer, rate, flops)
+        return self.row("flmrec, torch alone" if kernel is None else "flmrec", precision, join, join_layer, rate, flops)
 
     def stock_rows(self, name: str, folder: str | None) -> Iterator[Row]:
         """The stock transformers forward on whole pairs, padded to one length, at its best batch size."""
         tokens = self.arguments.user_tokens + self.arguments.item_tokens
-        for precision in self.precisions:
+        for precision in (kind for kind in self.precisions if kind != "int8"):
             backbone = load(name, folder).to(self.device, DTYPES[precision])
             rates = [self.measure(self.pairs_of(backbone, size), size) for size in BATCHES[self.device]]
             shape = shape_of(backbone.config, join="full", join_layer=0)
@@ -191,26 +185,24 @@ class Run:
             "fraction_of_peak": None if flops is None or peak is None else rate * flops / (peak * 1e9),
         }
 
-    def measure(self, work: Callable[[int], Any], n_pairs: int) -> float:
+    def measure(self, work: Callable[[int], Any], n_pairs: int, n_threads: int = 1) -> float:
         """Pairs per second, after one call that is not counted; each call's result comes back to the CPU."""
+
+        def worked(first: int) -> int:
+            number = 0
+            if n_threads > 1:  # as Spark's tasks: every core works on a user of its own
+                torch.set_num_threads(1)
+            while True:
+                work(first + number)
+                number += 1
+                if time.perf_counter() - started >= self.arguments.seconds:
+                    return number
+
         work(0)
-        started, number = time.perf_counter(), 0
-        while time.perf_counter() - started < self.arguments.seconds:
-            number += 1
-            work(number)
-        return number * n_pairs / (time.perf_counter() - started)
-
-
-def load(name: str, folder: str | None) -> Any:
-    """The folder's model, or random weights of the shape."""
-    if folder is not None:
-        return load_backbone(folder)
-    torch.manual_seed(1)
-    values = dict(SHAPES[name])
-    config: Any = AutoConfig
-    made: Any = AutoModel
-    options = {"add_pooling_layer": False} if values["model_type"] == "bert" else {}
-    return made.from_config(config.for_model(values.pop("model_type"), **values), **options).train(False)
+        started = time.perf_counter()
+        with ThreadPoolExecutor(n_threads) as pool:
+            done = sum(pool.map(worked, range(n_threads)))
+        return done * n_pairs / (time.perf_counter() - started)
 
 
 def _stock_flops(shape: Shape, tokens: int) -> float:
