@@ -32,7 +32,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from flmrec_spark.lm import checkpoint, processes
-from flmrec_spark.lm.checkpoint import Biases, Calibration
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.machine import describe, show, write
@@ -151,11 +152,10 @@ def make(folder: Path, *, users: int, items: int, join: str, is_tiny: bool) -> M
 
 
 def write_checkpoint(folder: Path, backbone: Any, tokenizer: Any, join: str) -> None:
-    places = {"item_position": USER_TOKENS, "item_tokens": ITEM_TOKENS}
+    places: dict[str, Any] = {"item_position": USER_TOKENS, "item_tokens": ITEM_TOKENS}
     last = backbone.config.num_hidden_layers - 1
     model = SegmentedModel(backbone, join=join, join_layer=last, **places).eval()
-    for weight in (model.item_weight, model.user_weight):
-        weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    model.rating.item_weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     budgets: dict[str, Any] = {"user_tokens": USER_TOKENS, "item_tokens": ITEM_TOKENS}
     own = Segmenter(tokenizer, load_template("en"), history_length=HISTORY_LENGTH, **budgets)
     rest: dict[str, Any] = {"biases": Biases({}, {}), "calibration": Calibration(), "metrics": {}, "config": {}}

@@ -138,8 +138,8 @@ def own_row(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
             group["lr"] = rate * factor(number)
         step = rows_of(data, rows)
         with torch.autocast(device, torch.bfloat16, enabled=arguments.precision == "bf16"), training.attention(device):
-            logits = training.step_logits(model.train(), bias, step, data.items, bias_dropout=0.0)
-        value = training.loss(logits.float(), step, whole=step, log_share=flat, config=config)
+            logits, _ = training.step_logits(model.train(), bias, step, data.items, bias_dropout=0.0)
+        value = training.loss(logits.float(), None, step, whole=step, log_share=flat, config=config)
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -147,7 +147,7 @@ def own_row(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
     spent = time.perf_counter() - started
     held = rows_of(data, np.arange(data.n_train, len(data.asked)))
     with torch.inference_mode():
-        logits = training.step_logits(model.eval(), bias, held, data.items, bias_dropout=0.0)
+        logits, _ = training.step_logits(model.eval(), bias, held, data.items, bias_dropout=0.0)
     return row_of("flmrec, grouped", arguments, data, spent, logits.cpu().numpy())
 
 

@@ -21,6 +21,7 @@ CANDIDATES = "candidates"
 EXCLUDED = "excluded"
 
 SCORE = "score"
+PROBABILITY = "probability"
 RANK = "rank"
 HAS_HISTORY = "has_history"
 REASON = "reason"

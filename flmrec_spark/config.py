@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.sections import (
+    CollaborativeConfig,
     EvaluateConfig,
     ModelConfig,
     PrepareConfig,
@@ -33,6 +34,7 @@ from flmrec_spark.training_sections import (
     AdapterConfig,
     AugmentConfig,
     EarlyStoppingConfig,
+    FactorTrainingConfig,
     FinetuneConfig,
     PretrainConfig,
     Range,
@@ -42,9 +44,11 @@ from flmrec_spark.training_sections import (
 __all__ = [
     "AdapterConfig",
     "AugmentConfig",
+    "CollaborativeConfig",
     "Config",
     "EarlyStoppingConfig",
     "EvaluateConfig",
+    "FactorTrainingConfig",
     "FinetuneConfig",
     "ModelConfig",
     "PrepareConfig",

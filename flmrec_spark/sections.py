@@ -139,6 +139,17 @@ class PromptsConfig(Section):
     history_length: Count = Field(30, description="interactions in a prompt at most, before tokens are counted")
 
 
+class CollaborativeConfig(Section):
+    """Collaborative factors: what users did as vectors, beside what items say as text."""
+
+    dimension: Annotated[int, Field(ge=0)] = Field(0, description="numbers of a vector; 0: no factors")
+    history_length: Count = Field(300, description="newest interactions that a user's vector is made of")
+    recency: Annotated[float, Field(gt=0.0)] = Field(
+        5.0, description="interactions after which the extra weight of a recent one has fallen to 1 / e"
+    )
+    tokens: bool = Field(True, description="the vectors are a token of each segment too, not a term of the logit alone")
+
+
 class ModelConfig(Section):
     path: str = Field(description="folder of a pretrained model with its tokenizer")
     join: Literal["layer", "attention", "full"] = "layer"
@@ -152,6 +163,7 @@ class ModelConfig(Section):
         None, description="layers of the pretrained model that are kept, from 0; null: all"
     )
     bias_terms: bool = Field(True, description="learned offset per user and item, 0 for the unknown")
+    collaborative: CollaborativeConfig = CollaborativeConfig()
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> ModelConfig:

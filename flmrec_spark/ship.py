@@ -81,7 +81,7 @@ def ship(
     lengths = [len(segment) for is_one, segment in zip(listed, segments, strict=True) if is_one and segment]
     return Shipped(
         digest=found.digest,
-        history_length=found.settings.history_length,
+        history_length=found.settings.longest_history,
         n_items=sum(listed),
         rejected=rejected,
         bundle=Bundle(bundle, score.precision, can_pack(), score.gpus_per_task > 0, broadcast, file),

@@ -86,6 +86,7 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     fitted = fit_all(models.baselines, world, tools, timed=lambda _: nullcontext())
     packed = send(tools.spark, world, fitted, np.ones(len(world.item_ids), dtype=bool))
     asked = tools.spark.createDataFrame(_asked(rows, world.item_ids))
+    shipped = shipped.of_train()
     prompts = user_prompts(
         users, prepared.interactions, splits=(c.TRAIN,), history_length=HISTORY_LENGTH, exclude_seen=True
     )

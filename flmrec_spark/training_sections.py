@@ -35,6 +35,23 @@ class AugmentConfig(Section):
         return self.drop > 0.0 or self.crop > 0.0 or self.reorder > 0.0
 
 
+class FactorTrainingConfig(Section):
+    """How collaborative factors are learned, before the language model is fine-tuned."""
+
+    epochs: Count = Field(12, description="passes over the train split at most")
+    patience: Count = Field(3, description="epochs without a better validation before training stops")
+    targets_per_row: Count = Field(4, description="interactions that share one history; fewer: nearer to what is next")
+    rows_per_step: Count = Field(128, description="such rows in an optimizer step")
+    learning_rate: Rate = 3e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="of a user's vector")
+    history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="share of entries left out")
+    hidden_share: Share = Field(
+        0.3,
+        description="share of the rows for which fine-tuning hides the factors, as they are for new users and items",
+    )
+
+
 class EarlyStoppingConfig(Section):
     metric: Literal["uauc", "auc", "log_loss", "ndcg"] = "uauc"
     patience: Count = Field(3, description="validations without a better value before training stops")
@@ -64,6 +81,7 @@ class FinetuneConfig(Section):
     validate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
     valid_users: Count = Field(2000, description="users in a validation, drawn by seed")
     save_every: Count | None = Field(None, description="steps between resume points; null: at each validation")
+    factors: FactorTrainingConfig = FactorTrainingConfig()
     adapter: AdapterConfig = AdapterConfig()
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="factor on the learning rate per layer below the last; 1: none"

@@ -115,6 +115,7 @@ def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
             inputs = _inputs(job, shipped, kept)
             shipped, told = settled(shipped, inputs.prompts, job.config.score)
             job.versions |= told
+            shipped = shipped.of_train() if config.split == c.VALID else shipped
         models = _models(job, shipped)
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, models)

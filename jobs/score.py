@@ -224,7 +224,7 @@ def _name_tables(job: Job) -> None:
     recommendations, items = job.tables.reference("recommendations"), job.tables.reference("items")
     job.tables.create_view(
         "recommendations_with_titles",
-        f"SELECT r.user_id, r.rank, i.title, r.score, r.item_id, r.has_history, r.run_id "
+        f"SELECT r.user_id, r.rank, i.title, r.score, r.probability, r.item_id, r.has_history, r.run_id "
         f"FROM {recommendations} r LEFT JOIN {items} i ON r.item_id = i.item_id",
     )
 

@@ -10,8 +10,10 @@ import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.lm import checkpoint
-from flmrec_spark.lm.checkpoint import Biases, Calibration, Checkpoint
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.blending import Calibration
+from flmrec_spark.lm.checkpoint import Checkpoint
+from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.segments import Interaction, Segmenter
 from flmrec_spark.prompts import Template, load_template
 from tests.tiny import tiny_bert, tiny_tokenizer
@@ -28,9 +30,9 @@ def write_checkpoint(
         tiny_bert(), join=join, join_layer=join_layer, item_position=USER_TOKENS, item_tokens=ITEM_TOKENS
     ).eval()
     generator = torch.Generator().manual_seed(5)
-    for parameter in (model.item_weight, model.user_weight):
+    for parameter in (model.rating.item_weight, model.rating.user_weight):
         parameter.data.normal_(std=weight, generator=generator)
-    model.offset.data.fill_(-0.4)
+    model.rating.offset.data.fill_(-0.4)
     segmenter = Segmenter(
         tiny_tokenizer(),
         template or load_template("en"),
@@ -69,7 +71,7 @@ def pair_scores(
             continue
         item_ids, item_length = torch.tensor([segment]), torch.tensor([len(segment)])
         if model.join == "full":
-            logit = model.pair(ids, length, item_ids, item_length)[0]
+            logit = model.rating(*model.pair(Segment(ids, length), Segment(item_ids, item_length)))[0]
         else:
             states = model.encode_users(ids, length), model.encode_items(item_ids, item_length)
             logit = model.join_items(*states, torch.tensor([[0]]))[0, 0]

@@ -6,7 +6,7 @@ Everything is a function of (seed, epoch) or (seed, step), so a resumed run meet
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -112,8 +112,12 @@ def make_step(
     seed: int,
     number: int,
     augment: AugmentConfig | None = None,
+    tastes: Floats | None = None,
 ) -> Step:
-    """The rows of an order as one step; `number` counts the steps of the whole training."""
+    """The rows of an order as one step; `number` counts the steps of the whole training.
+
+    `tastes` (R, F) of all examples, where there are collaborative factors.
+    """
     users = data.users[rows]
     drawn = negatives.draw(users, n_negatives, np.random.default_rng([seed, 2, number]))
     items = np.concatenate([data.targets[rows], drawn], axis=1)
@@ -124,7 +128,10 @@ def make_step(
             _augmented(prefix, data.sources[row], segmenter, augment, random)
             for prefix, row in zip(prefixes, rows, strict=True)
         ]
-    return step_of(segmenter.block(prefixes), users, items, data.labels[rows], rows)
+    block = segmenter.block(prefixes)
+    if tastes is not None:
+        block = replace(block, factors=tastes[rows])
+    return step_of(block, users, items, data.labels[rows], rows)
 
 
 def _augmented(

@@ -3,9 +3,11 @@
     manifest.json         format, digest of the whole, SHA-256 and size of each file
     flmrec.json           join, token budgets, tokens of a probe text, the effective config
     backbone/             the stock transformers model: config.json, model.safetensors or its shards
-    head.safetensors      w1, w2, the dot product's weight and the offset
+    head.safetensors      of each head w1, w2, the dot product's weight and the offset; the collaborative tokens' maps
     biases.parquet        kind (user, item), id, bias: the learned offsets; unknown ids have 0
-    calibration.json      probability = sigmoid(slope * logit + intercept)
+    factors/              of a training with them: collaborative factors learned from the train and valid split
+    factors.train/        the same learned from the train split alone, by which the valid split can be judged
+    calibration.json      how probability and score come from the parts, see lm.blending
     template.yaml         the prompts, as they were in training
     tokenizer/            the tokenizer
     metrics.json          validation metrics and what training read
@@ -23,26 +25,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from flmrec_spark.errors import CheckpointError, ConfigError
-from flmrec_spark.lm import folders, manifest
+from flmrec_spark.lm import biases as bias_files
+from flmrec_spark.lm import collaborative, folders, manifest
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.blending import Calibration, ListBlend
+from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
 from flmrec_spark.lm.families.loading import layout_of, load_backbone
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import Template, parse_template
 
-_HEAD = ("item_weight", "user_weight", "dot", "offset")
+FACTORS, TRAIN_FACTORS = "factors", "factors.train"
 _VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
 )
-_BIASES = pa.schema([("kind", pa.string()), ("id", pa.string()), ("bias", pa.float32())])
 
 
 @dataclass(frozen=True)
@@ -55,27 +58,14 @@ class Settings:
     item_tokens: int
     history_length: int
     probe: list[int]  # tokens of segments.PROBE: the tokenizer is recognised by them
+    has_listing: bool = False
+    n_factors: int = 0  # numbers of a collaborative token; 0: segments have none
+    taste_length: int = 0  # newest interactions that a taste is made of; 0: no factors
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """probability = sigmoid(slope * logit + intercept); slope > 0, so it never changes an order."""
-
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    def probability(self, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Logits of any shape -> float64 in [0, 1] of the same shape."""
-        scaled = self.slope * logits.astype(np.float64) + self.intercept
-        return np.asarray(np.exp(-np.logaddexp(0.0, -scaled)))  # 0 and 1 only where float64 ends: no early ties
-
-
-@dataclass(frozen=True)
-class Biases:
-    """Learned offsets on the logit by id; an id that training did not meet has 0."""
-
-    user: Mapping[str, float]
-    item: Mapping[str, float]
+    @property
+    def longest_history(self) -> int:
+        """Newest interactions of a user that a score depends on."""
+        return max(self.history_length, self.taste_length)
 
 
 @dataclass(frozen=True)
@@ -87,6 +77,7 @@ class Checkpoint:
     settings: Settings
     template: Template
     calibration: Calibration
+    list_blend: ListBlend | None = None
 
     def segmenter(self) -> Segmenter:
         """Raises CheckpointError when the tokenizer does not load or is not the one of the training."""
@@ -98,6 +89,7 @@ class Checkpoint:
             item_tokens=settings.item_tokens,
             history_length=settings.history_length,
             layout=layout_of(self.folder / "backbone"),
+            has_factors=settings.n_factors > 0,
         )
         if segmenter.probe() != settings.probe:
             raise CheckpointError(
@@ -114,31 +106,27 @@ class Checkpoint:
             join_layer=settings.join_layer,
             item_position=settings.user_tokens,
             item_tokens=settings.item_tokens,
+            has_listing=settings.has_listing,
+            n_factors=settings.n_factors,
         )
-        head = _load_tensors(self.folder / "head.safetensors")
-        if set(head) != set(_HEAD):
-            raise CheckpointError(f"{self.folder / 'head.safetensors'}: got {sorted(head)}, expected {sorted(_HEAD)}")
-        for name in _HEAD:
-            parameter = getattr(model, name)
-            if head[name].shape != parameter.shape:
+        file = self.folder / "head.safetensors"
+        found, expected = _load_tensors(file), head_tensors(model)
+        if set(found) != set(expected):
+            raise CheckpointError(f"{file}: got {sorted(found)}, expected {sorted(expected)}")
+        for name, tensor in expected.items():
+            if found[name].shape != tensor.shape:
                 raise CheckpointError(
-                    f"{self.folder / 'head.safetensors'}: {name}: got shape {tuple(head[name].shape)}, "
-                    f"expected {tuple(parameter.shape)}"
+                    f"{file}: {name}: got shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
                 )
-            parameter.data.copy_(head[name])
+            tensor.copy_(found[name])
         return model.eval()
 
+    def collaborative(self, *, of_train: bool = False) -> Collaborative | None:
+        """Learned factors, or None; `of_train`: those that have not seen the valid split."""
+        return collaborative.load(self.folder / (TRAIN_FACTORS if of_train else FACTORS))
+
     def biases(self) -> Biases:
-        try:
-            table = pq.read_table(self.folder / "biases.parquet", schema=_BIASES)
-        except (OSError, pa.ArrowException) as fault:
-            raise CheckpointError(
-                f"{self.folder / 'biases.parquet'}: not readable: {manifest.one_line(fault)}"
-            ) from fault
-        found: dict[str, dict[str, float]] = {"user": {}, "item": {}}
-        for kind, key, bias in zip(*(table[name].to_pylist() for name in _BIASES.names), strict=True):
-            found[kind][key] = bias
-        return Biases(found["user"], found["item"])
+        return bias_files.load(self.folder)
 
 
 def save(
@@ -150,6 +138,8 @@ def save(
     calibration: Calibration,
     metrics: Mapping[str, object],
     config: Mapping[str, object],
+    list_blend: ListBlend | None = None,
+    factors: FactorsOfSplits | None = None,
     write_adapter: Callable[[Path], None] | None = None,
 ) -> str:
     """Writes a checkpoint, replacing one that is there; returns its digest. Raises as `folders.expect_room` does."""
@@ -160,12 +150,12 @@ def save(
     (draft / "backbone").mkdir(parents=True)
     model.backbone.save_pretrained(draft / "backbone")  # type: ignore[operator]
     segmenter.tokenizer.save_pretrained(draft / "tokenizer")
-    save_file({name: getattr(model, name).detach().contiguous() for name in _HEAD}, draft / "head.safetensors")
-    rows = [("user", *pair) for pair in sorted(biases.user.items())] + [
-        ("item", *pair) for pair in sorted(biases.item.items())
-    ]
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], []]
-    pq.write_table(pa.table(columns, schema=_BIASES), draft / "biases.parquet")
+    save_file({name: one.contiguous() for name, one in head_tensors(model).items()}, draft / "head.safetensors")
+    if factors is not None:
+        for name, one in ((FACTORS, factors.whole), (TRAIN_FACTORS, factors.train)):
+            (draft / name).mkdir()
+            collaborative.save(draft / name, one)
+    biases.save(draft)
     (draft / "template.yaml").write_text(segmenter.template.to_yaml(), encoding="utf-8")
     settings = Settings(
         model.join,
@@ -174,9 +164,13 @@ def save(
         segmenter.item_tokens,
         segmenter.history_length,
         segmenter.probe(),
+        has_listing=model.listing is not None,
+        n_factors=model.user_token.in_features if model.user_token is not None else 0,
+        taste_length=0 if factors is None else factors.whole.history_length,
     )
     manifest.write_json(draft / "flmrec.json", {"settings": asdict(settings), "config": dict(config)})
-    manifest.write_json(draft / "calibration.json", asdict(calibration))
+    told = {"rating": asdict(calibration), "listing": None if list_blend is None else asdict(list_blend)}
+    manifest.write_json(draft / "calibration.json", told)
     manifest.write_json(draft / "metrics.json", dict(metrics))
     if write_adapter is not None:
         write_adapter(draft / "adapter")
@@ -201,14 +195,23 @@ def read(folder: str | Path) -> Checkpoint:
     path = Path(folder)
     try:
         settings = Settings(**manifest.read_json(path / "flmrec.json")["settings"])
-        calibration = Calibration(**manifest.read_json(path / "calibration.json"))
+        told = manifest.read_json(path / "calibration.json")
+        calibration = Calibration(**told["rating"])
+        list_blend = None if told["listing"] is None else ListBlend(**told["listing"])
         text = (path / "template.yaml").read_text(encoding="utf-8")
         template = parse_template(text, where=str(path / "template.yaml"))
     except (KeyError, TypeError, OSError, UnicodeDecodeError, ConfigError) as fault:
         raise CheckpointError(f"{path}: not this project's: {manifest.one_line(fault)}") from fault
-    if not (calibration.slope > 0 and math.isfinite(calibration.slope) and math.isfinite(calibration.intercept)):
+    numbers = [*asdict(calibration).values(), *(asdict(list_blend).values() if list_blend else ())]
+    if not (calibration.slope > 0 and all(map(math.isfinite, numbers))):
         raise CheckpointError(f"{path / 'calibration.json'}: got slope {calibration.slope}, expected above 0, finite")
-    return Checkpoint(path, manifest.digest_of(path), settings, template, calibration)
+    return Checkpoint(path, manifest.digest_of(path), settings, template, calibration, list_blend)
+
+
+def head_tensors(model: SegmentedModel) -> dict[str, Tensor]:
+    """What a model has besides its backbone, by name: the tensors themselves."""
+    found = model.named_parameters()
+    return {name: value.detach() for name, value in found if not name.startswith("backbone.")}
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -17,6 +17,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from flmrec_spark import columns as c
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.lm.segments import Interaction, Segmenter, TokenBlock
+from flmrec_spark.lm.sequences import Sequences
 
 Index = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -70,6 +71,7 @@ class Examples:
     targets: Index  # (R, width): place of the item, or -1
     labels: Floats  # (R, width): 1 liked, 0 not
     n_cut: int  # interactions that did not fit the token budget, all prefixes together
+    moments: Index  # (R,): the history lies strictly before it
     sources: list[Source] = field(default_factory=list)  # of each row, when they are kept
 
     def __len__(self) -> int:
@@ -79,7 +81,8 @@ class Examples:
         """Some of the rows."""
         prefixes = [self.prefixes[row] for row in rows]
         sources = [self.sources[row] for row in rows] if self.sources else []
-        return Examples(prefixes, self.users[rows], self.targets[rows], self.labels[rows], self.n_cut, sources)
+        parts = (self.users[rows], self.targets[rows], self.labels[rows], self.n_cut, self.moments[rows])
+        return Examples(prefixes, *parts, sources)
 
 
 def read_tables(root: str | None) -> Prepared:
@@ -153,7 +156,7 @@ def examples(
     profiles = {row[c.USER_ID]: row for row in prepared.tables["users"].to_pylist()}
     place_of_user = {user: place for place, user in enumerate(user_ids)}
     place_of_item = {item: place for place, item in enumerate(items.item_ids)}
-    prefixes, users, sources, n_cut = [], [], [], 0
+    prefixes, users, moments, sources, n_cut = [], [], [], [], 0
     rows: list[list[tuple[int, float]]] = []
     for row in table.to_pylist():
         history = [_interaction(entry, items, place_of_item) for entry in row[c.HISTORY]]
@@ -171,6 +174,7 @@ def examples(
         for start in range(0, len(asked), size):
             prefixes.append(segment.ids)
             users.append(place_of_user[row[c.USER_ID]])
+            moments.append(row[c.MOMENT])
             sources += [Source(profile, history)] if keeps_sources else []
             rows.append(asked[start : start + size])
     targets = np.full((len(rows), width or max(map(len, rows), default=1)), -1, dtype=np.int64)
@@ -178,7 +182,23 @@ def examples(
     for at, asked in enumerate(rows):
         targets[at, : len(asked)] = [place for place, _ in asked]
         labels[at, : len(asked)] = [label for _, label in asked]
-    return Examples(prefixes, np.array(users, dtype=np.int64), targets, labels, n_cut, sources)
+    place_of_row, moment_of_row = (np.array(part, dtype=np.int64) for part in (users, moments))
+    return Examples(prefixes, place_of_row, targets, labels, n_cut, moment_of_row, sources)
+
+
+def sequences(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits: Sequence[str]) -> Sequences:
+    """The interactions of the splits by place of user and item."""
+    table = prepared.tables["interactions"]
+    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
+    users = pc.index_in(table[c.USER_ID], value_set=pa.array(user_ids, pa.string())).to_numpy(zero_copy_only=False)
+    return Sequences.of(
+        users.astype(np.int64),
+        items.places(table[c.ITEM_ID].combine_chunks()),
+        table[c.IS_LIKED].to_numpy(zero_copy_only=False),
+        table[c.MOMENT].to_numpy(),
+        n_users=len(user_ids),
+        n_items=len(items.item_ids),
+    )
 
 
 def seen(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits: Sequence[str]) -> Index:

@@ -18,7 +18,6 @@ from flmrec_spark.lm.dataset import Prepared
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.trainer import Trainer
-from flmrec_spark.lm.validation import calibrate
 from flmrec_spark.prompts import load_template
 
 log = logging.getLogger("flmrec")
@@ -85,7 +84,9 @@ def _write(trainer: Trainer, prepared: Prepared, folder: Path, key: str) -> dict
         model=trainer.served().cpu(),
         segmenter=trainer.data.segmenter,
         biases=trainer.biases(prepared),
-        calibration=calibrate(last),
+        calibration=last.calibration(),
+        list_blend=last.list_blend(),
+        factors=trainer.factors,
         metrics=metrics,
         config=trainer.config.as_dict(),
         write_adapter=trainer.adapter.save if trainer.adapter else None,
@@ -98,6 +99,7 @@ def _told(trainer: Trainer, prepared: Prepared) -> dict[str, object]:
     data = trainer.data
     return {
         "history": trainer.history,
+        "factors": trainer.told_of_factors,
         "steps": trainer.step,
         "precision": trainer.precision,
         "tables": dict(prepared.versions),

@@ -59,7 +59,7 @@ def _encode_slice(tokens: TokenBlock, start: int, folder: Path, encode: Encode, 
             if file.exists() or target.exists():
                 return
             stop = min(start + SLICE, len(tokens))
-            states = encode(TokenBlock(tokens.ids[start:stop], tokens.lengths[start:stop]))
+            states = encode(tokens.part(start, stop))
             draft = file.with_name(f"{file.name}.draft")
             save_file({name: getattr(states, name).contiguous().cpu() for name in _PARTS}, draft)
             draft.rename(file)

@@ -75,4 +75,5 @@ def load_segmenter(config: Config) -> Segmenter:
         item_tokens=config.prompts.item_tokens,
         history_length=config.prompts.history_length,
         layout=layout_of(config.model.path),
+        has_factors=config.model.collaborative.dimension > 0 and config.model.collaborative.tokens,
     )

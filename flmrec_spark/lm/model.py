@@ -6,7 +6,11 @@ need no user, and what is computed once per user and once per item is exact, not
 
     logit = w1 . x + w2 . u + s x . u / D + b  (+ b_user + b_item)
 
-with x the last hidden state of the item's score token and u the mean of the user segment's last hidden states.
+with x the last hidden state of the item's score token and u the mean of the user segment's last hidden states. A model
+may have two such heads: `rating` says whether the user will like the item, `listing` whether it is what they like next.
+
+With collaborative factors each segment may hold one token that is no word: a projection of the user's or item's
+factors.
 
 `join: attention` is `join_layer` L - 1 without the item's feed-forward in the last layer; `join: full` is the stock
 model on the pair, kept as the reference.
@@ -20,8 +24,6 @@ heads, E size of a head, Q item tokens that are computed on: all S, or the score
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -30,69 +32,39 @@ from torch import Tensor, nn
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm.families.base import Family, score_token
 from flmrec_spark.lm.families.registry import family_of
+from flmrec_spark.lm.heads import Head
+from flmrec_spark.lm.states import ItemStates, Segment, UserStates, concatenated
+
+__all__ = ["Head", "ItemStates", "Segment", "SegmentedModel", "UserStates", "concatenated"]
 
 _START_DOT = 4.0  # two towers only: their one interaction must move the score from the first step
 
 
-@dataclass(frozen=True)
-class UserStates:
-    """Everything of B users that an item needs."""
-
-    pooled: Tensor  # (B, D)
-    keys: list[Tensor]  # per joined layer (B, K, P, E)
-    values: list[Tensor]  # per joined layer (B, K, P, E)
-    hidden_mask: Tensor  # (B, P), true where padded
-
-
-@dataclass(frozen=True)
-class ItemStates:
-    """Everything of N items that no user changes: the join layer's input and the item's own part of its attention."""
-
-    hidden: Tensor  # (N, Q, D): residual input of the join layer; with two towers the last hidden state, Q = 1
-    query: Tensor  # (N, H, Q, E), scaled: a logit is query . key
-    own: Tensor  # (N, H, Q, E): attention of the item to itself
-    own_lse: Tensor  # (N, H, Q): its log-sum-exp; -inf where the item's own tokens are no keys, as in T5
-    hidden_mask: Tensor  # (N, S), true where padded
-
-    def take(self, index: Tensor) -> ItemStates:
-        """Some of the items."""
-        hidden, query, own, own_lse, mask = (part[index] if len(part) else part for part in self.parts())
-        return ItemStates(hidden, query, own, own_lse, mask)
-
-    def padded(self, n_tokens: int, *, keeps_tokens: bool) -> ItemStates:
-        """As if the items had been encoded with more padding: S = n_tokens, and Q too where every token is kept."""
-        n_more = n_tokens - self.hidden_mask.shape[1]
-        pad = nn.functional.pad
-        mask = pad(self.hidden_mask, (0, n_more), value=True)
-        if not keeps_tokens:
-            return ItemStates(self.hidden, self.query, self.own, self.own_lse, mask)
-        hidden, query, own = (pad(part, (0, 0, 0, n_more)) for part in (self.hidden, self.query, self.own))
-        return ItemStates(hidden, query, own, pad(self.own_lse, (0, n_more)), mask)
-
-    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.hidden, self.query, self.own, self.own_lse, self.hidden_mask
-
-
-def concatenated(states: Sequence[ItemStates]) -> ItemStates:
-    """Items of several encodings, in their order."""
-    return ItemStates(*[torch.cat(parts) for parts in zip(*[one.parts() for one in states], strict=True)])
-
-
 class SegmentedModel(nn.Module):
-    """A pretrained model with a score head.
+    """A pretrained model with one or two heads.
 
     Args:
       backbone: a stock transformers model of a known family.
       join: layer, attention or full.
       join_layer: 0 .. L; L - 1 for attention.
       item_position: position of an item's first token, the same for every user: prompts.user_tokens.
+      has_listing: a second head, `listing`.
+      n_factors: numbers of a segment's collaborative token; 0 where segments have none.
 
     Raises:
       ConfigError: join_layer out of range, more positions than the model has, or a family that runs whole pairs only.
     """
 
     def __init__(
-        self, backbone: nn.Module, *, join: str, join_layer: int, item_position: int, item_tokens: int
+        self,
+        backbone: nn.Module,
+        *,
+        join: str,
+        join_layer: int,
+        item_position: int,
+        item_tokens: int,
+        has_listing: bool = False,
+        n_factors: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -114,10 +86,12 @@ class SegmentedModel(nn.Module):
                 f"prompts: got user_tokens + item_tokens = {item_position + item_tokens}, "
                 f"expected at most the model's {family.max_positions} positions"
             )
-        self.item_weight = nn.Parameter(torch.zeros(family.hidden))
-        self.user_weight = nn.Parameter(torch.zeros(family.hidden))
-        self.dot = nn.Parameter(torch.tensor(_START_DOT if self.is_two_towers else 0.0))
-        self.offset = nn.Parameter(torch.zeros(()))
+        dot = _START_DOT if self.is_two_towers else 0.0
+        self.rating = Head(family.hidden, dot=dot)
+        self.listing = Head(family.hidden, dot=dot) if has_listing else None
+        width = int(backbone.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+        self.user_token = nn.Linear(n_factors, width) if n_factors else None
+        self.item_token = nn.Linear(n_factors, width) if n_factors else None
 
     @property
     def keeps_tokens(self) -> bool:
@@ -128,25 +102,22 @@ class SegmentedModel(nn.Module):
     def is_two_towers(self) -> bool:
         return self.join == "layer" and self.join_layer == self.family.n_layers
 
-    @torch.no_grad()
-    def start_head(self, weight: Tensor, offset: float) -> None:
-        """Makes the untrained logit weight . x + offset, weight (D,): no other term counts."""
-        self.item_weight.copy_(weight)
-        self.user_weight.zero_()
-        self.dot.zero_()
-        self.offset.fill_(offset)
+    @property
+    def heads(self) -> list[Head]:
+        return [self.rating] if self.listing is None else [self.rating, self.listing]
 
-    def encode_users(self, ids: Tensor, lengths: Tensor) -> UserStates:
-        """ids (B, P), lengths (B,) -> states; not for `join: full`."""
+    def encode_users(self, ids: Tensor, lengths: Tensor, factors: Tensor | None = None) -> UserStates:
+        """ids (B, P), lengths (B,), factors (B, n_factors) -> states; not for `join: full`."""
         padded = _padded(ids, lengths)
-        found = self.family.users(ids, padded, self._user_positions(ids, lengths), self.join_layer)
+        words = self._words(ids, factors, self.user_token)
+        found = self.family.users(words, padded, self._user_positions(ids, lengths), self.join_layer)
         return UserStates(_mean(found.hidden, padded), found.keys, found.values, padded)
 
-    def encode_items(self, ids: Tensor, lengths: Tensor) -> ItemStates:
-        """ids (N, S), lengths (N,) -> states; not for `join: full`."""
+    def encode_items(self, ids: Tensor, lengths: Tensor, factors: Tensor | None = None) -> ItemStates:
+        """ids (N, S), lengths (N,), factors (N, n_factors) -> states; not for `join: full`."""
         family = self.family
         padded, positions = _padded(ids, lengths), self._item_positions(ids)
-        hidden = family.embed_items(ids, positions)
+        hidden = family.embed_items(self._words(ids, factors, self.item_token), positions)
         for layer in range(self.join_layer):
             hidden = family.alone(layer, hidden, padded, positions)
         if self.is_two_towers:
@@ -155,26 +126,35 @@ class SegmentedModel(nn.Module):
         return self._item_states(self.join_layer, hidden, padded)
 
     def join_items(self, users: UserStates, items: ItemStates, grid: Tensor) -> Tensor:
-        """Logits (B, G) of the items grid (B, G), indices into `items`, for each user; without bias terms."""
-        hidden = items.hidden[grid]  # (B, G, Q, D)
-        if not self.is_two_towers:
-            hidden = self._joined(users, items, grid)
-        return self.head(hidden[:, :, 0], users.pooled[:, None])
+        """Rating logits (B, G) of the items grid (B, G), indices into `items`, for each user; without bias terms."""
+        return cast(Tensor, self.rating(self.joined(users, items, grid), users.pooled[:, None]))
 
-    def pair(self, user_ids: Tensor, user_lengths: Tensor, item_ids: Tensor, item_lengths: Tensor) -> Tensor:
-        """`join: full`: logits (B,) of B pairs by the stock forward; ids (B, P) and (B, S)."""
-        user_padded, item_padded = _padded(user_ids, user_lengths), _padded(item_ids, item_lengths)
-        user_positions = self._user_positions(user_ids, user_lengths).expand_as(user_ids)
-        item_positions = self._item_positions(item_ids).expand_as(item_ids)
-        user, item = self.family.pair((user_ids, user_padded, user_positions), (item_ids, item_padded, item_positions))
-        return self.head(score_token(item, item_padded, self.family.is_causal)[:, 0], _mean(user, user_padded))
+    def joined(self, users: UserStates, items: ItemStates, grid: Tensor) -> Tensor:
+        """Last hidden states (B, G, D) of the same pairs' score tokens."""
+        if self.is_two_towers:
+            return items.hidden[grid][:, :, 0]
+        return self._joined(users, items, grid)[:, :, 0]
 
-    def head(self, item: Tensor, user: Tensor) -> Tensor:
-        """x (.., D) and u (.., D), broadcast -> logit (..), float32."""
-        with torch.autocast(item.device.type, enabled=False):  # a logit of 8 bits could not tell items apart
-            item, user = item.float(), user.float()
-            linear = item @ self.item_weight + user @ self.user_weight
-            return linear + self.dot * (item * user).mean(-1) + self.offset
+    def pair(self, user: Segment, item: Segment) -> tuple[Tensor, Tensor]:
+        """`join: full`, by the stock forward: the score token's last hidden states and the user's mean, (B, D)."""
+        parts, places = [], (self._user_positions(user.ids, user.lengths), self._item_positions(item.ids))
+        for part, positions, token in zip((user, item), places, (self.user_token, self.item_token), strict=True):
+            words = self._words(part.ids, part.factors, token)
+            parts.append((words, _padded(part.ids, part.lengths), positions.expand_as(part.ids)))
+        user_hidden, item_hidden = self.family.pair(*parts)
+        score = score_token(item_hidden, parts[1][1], self.family.is_causal)[:, 0]
+        return score, _mean(user_hidden, parts[0][1])
+
+    def _words(self, ids: Tensor, factors: Tensor | None, token: nn.Linear | None) -> Tensor:
+        """Input vectors (B, T, ..) of ids (B, T); the place of the collaborative token holds the projected factors."""
+        words: Tensor = self.backbone.get_input_embeddings()(ids.clamp(min=0))  # type: ignore[operator]
+        if token is None:
+            return words
+        if factors is None:
+            factors = words.new_zeros(len(ids), token.in_features)
+        own: Tensor = token(factors.to(token.weight.dtype)).to(words.dtype)
+        mixed: Tensor = torch.where((ids < 0)[..., None], own[:, None], words)
+        return mixed
 
     def _user_positions(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(P,), or (B, P) where users end right before the item."""

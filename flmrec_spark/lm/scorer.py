@@ -24,12 +24,12 @@ from torch import Tensor
 
 from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.lm.attention import Attention, TorchAttention, attention_of
-from flmrec_spark.lm.checkpoint import Calibration
+from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.early_join import EarlyJoin, early_join_of
 from flmrec_spark.lm.families.base import expanded
 from flmrec_spark.lm.kernels import pack_linears, quantize_linears
 from flmrec_spark.lm.memory import Blocks
-from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates, concatenated
+from flmrec_spark.lm.model import ItemStates, Segment, SegmentedModel, UserStates, concatenated
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.segments import TokenBlock
@@ -39,7 +39,7 @@ _LAST_BLOCK = {"cpu": 512, "cuda": 8192}  # items of a block: fits the cache, or
 _EARLY_BLOCK = {"cpu": 128, "cuda": 2048}
 _STATES = ("hidden", "query", "own", "own_lse", "hidden_mask")
 
-Scores = npt.NDArray[np.float64]
+Scores, Floats = npt.NDArray[np.float64], npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
 Work = Callable[[int, int], None]  # on items start .. stop - 1
 
@@ -107,34 +107,46 @@ class Scorer:
         self.early = early_join_of(self.model, self.kernel, found)
 
     def score(self, user: list[int], *, user_bias: float = 0.0, items: Index | None = None) -> Scores:
-        """Probabilities of one user for all items, or for those of an index: float64 (N,) or (len(items),)."""
+        """Probabilities of one user for all items, or for those of an index: float64 (N,) or (len(items),).
+
+        From the language model and the bias terms alone; `judge.Judge` adds collaborative factors.
+        """
         bias = self.items.bias if items is None else self.items.bias[items]
         return self.calibration.probability(self.logits(user, items=items) + bias + user_bias)
 
+    def logits(self, user: list[int], *, items: Index | None = None, factors: Floats | None = None) -> Scores:
+        """As `score`, before bias terms and calibration; `factors` (F,) are the user's collaborative token."""
+        return self.head_logits(user, items=items, factors=factors)[0].copy()
+
     @torch.inference_mode()
-    def logits(self, user: list[int], *, items: Index | None = None) -> Scores:
-        """As `score`, before bias terms and calibration."""
+    def head_logits(self, user: list[int], *, items: Index | None = None, factors: Floats | None = None) -> Scores:
+        """`logits` of every head of the model, `rating` first: float64 (heads, N) or (heads, len(items))."""
         if self.model.join == "full":
-            return self.pair_logits(user, self.items.tokens if items is None else self.items.tokens.take(items))
-        logits = self._score_states(self.model.encode_users(*self._user(user)), items)
+            asked = self.items.tokens if items is None else self.items.tokens.take(items)
+            return self._pair_logits(user, asked, factors)
+        logits = self._score_states(self._encoded(user, factors), items)
         return np.asarray(logits.double().cpu().numpy())
 
     @torch.inference_mode()
     def pair_logits(self, user: list[int], items: TokenBlock) -> Scores:
         """Logits of one user for items that need not be in the catalogue: float64 (len(items),), without bias terms."""
-        users, n_tokens = self._user(user)
-        states = None if self.model.join == "full" else self.model.encode_users(users, n_tokens)
-        result = np.zeros(len(items))
+        return np.asarray(self._pair_logits(user, items, None)[0])
+
+    def _pair_logits(self, user: list[int], items: TokenBlock, factors: Floats | None) -> Scores:
+        segment = self._user(user, factors)
+        states = None if self.model.join == "full" else self._encoded(user, factors)
+        result = np.zeros((len(self.model.heads), len(items)))
 
         def score_block(start: int, stop: int) -> None:
-            block = items.take(np.arange(start, stop))
-            ids, lengths = self._tensors(block, 0, stop - start)
+            block = Segment.of(items.take(np.arange(start, stop)), self.device)
             if states is None:
-                logits = self.model.pair(users.expand(len(ids), -1), n_tokens.expand(len(ids)), ids, lengths)
+                hidden, pooled = self.model.pair(segment.repeated(stop - start), block)
             else:
-                grid = torch.arange(len(ids), device=self.device)[None]
-                logits = self.model.join_items(states, self.model.encode_items(ids, lengths), grid)[0]
-            result[start:stop] = logits.double().cpu().numpy()
+                grid = torch.arange(stop - start, device=self.device)[None]
+                encoded = self.model.encode_items(block.ids, block.lengths, block.factors)
+                hidden, pooled = self.model.joined(states, encoded, grid)[0], states.pooled
+            for row, head in enumerate(self.model.heads):
+                result[row, start:stop] = head(hidden, pooled).double().cpu().numpy()
 
         self._early_blocks.run(len(items), score_block)
         return result
@@ -145,8 +157,8 @@ class Scorer:
         blocks = []
 
         def encode_block(start: int, stop: int) -> None:
-            ids, lengths = self._tensors(tokens, start, stop)
-            blocks.append(self.model.encode_items(ids, lengths))
+            block = Segment.of(tokens.part(start, stop), self.device)
+            blocks.append(self.model.encode_items(block.ids, block.lengths, block.factors))
 
         self._encode_blocks.run(len(tokens), encode_block)
         return concatenated(blocks)
@@ -164,24 +176,27 @@ class Scorer:
     def _laid_out(self, states: ItemStates) -> ItemStates:
         return self.attention.items(states) if self.is_last else states
 
-    def _user(self, user: list[int]) -> tuple[Tensor, Tensor]:
-        return torch.tensor([user], device=self.device), torch.tensor([len(user)], device=self.device)
+    def _encoded(self, user: list[int], factors: Floats | None) -> UserStates:
+        segment = self._user(user, factors)
+        return self.model.encode_users(segment.ids, segment.lengths, segment.factors)
 
-    def _tensors(self, tokens: TokenBlock, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        ids = torch.from_numpy(tokens.ids[start:stop]).to(self.device, torch.long)
-        return ids, torch.from_numpy(tokens.lengths[start:stop]).to(self.device)
+    def _user(self, user: list[int], factors: Floats | None) -> Segment:
+        ids, n_tokens = torch.tensor([user], device=self.device), torch.tensor([len(user)], device=self.device)
+        own = None if factors is None else torch.from_numpy(factors[None]).to(self.device)
+        return Segment(ids, n_tokens, own)
 
     def _score_states(self, user: UserStates, items: Index | None) -> Tensor:
-        states = self.items.states
+        """Logits (heads, items)."""
+        states, heads = self.items.states, self.model.heads
         assert states is not None
         index = None if items is None else torch.from_numpy(items).to(self.device)
         if self.model.is_two_towers:
             hidden = states.hidden[:, 0] if index is None else states.hidden[index, 0]
-            return self.model.head(hidden, user.pooled)
+            return torch.stack([head(hidden, user.pooled) for head in heads])
         if self.is_last and index is not None:
             states = self.attention.take(states, index)
         n_items = len(states.hidden) if self.is_last or index is None else len(index)
-        logits = torch.empty(n_items, device=self.device)
+        logits = torch.empty(len(heads), n_items, device=self.device)
         if self.is_last:
             self._last_blocks.run(n_items, self._last_layer(user, states, logits))
         elif self.early is not None and index is None:
@@ -195,7 +210,9 @@ class Scorer:
 
         def score_block(start: int, stop: int) -> None:
             grid = torch.arange(start, stop, device=self.device) if index is None else index[start:stop]
-            logits[start:stop] = self.model.join_items(user, items, grid[None])[0]
+            hidden = self.model.joined(user, items, grid[None])[0]
+            for row, head in enumerate(self.model.heads):
+                logits[row, start:stop] = head(hidden, user.pooled)
 
         return score_block
 
@@ -204,7 +221,9 @@ class Scorer:
         known = early.user(user)
 
         def score_block(start: int, stop: int) -> None:
-            logits[start:stop] = self.model.head(early.last_hidden(known, start, stop), user.pooled)
+            hidden = early.last_hidden(known, start, stop)
+            for row, head in enumerate(self.model.heads):
+                logits[row, start:stop] = head(hidden, user.pooled)
 
         return score_block
 
@@ -212,15 +231,15 @@ class Scorer:
         """What writes the logits of the items start .. stop - 1: the last layer of one token each."""
         model = self.model
         known = self.attention.user(*(expanded(part[0][0], model.family.n_heads) for part in (user.keys, user.values)))
-        # head() is linear in the item's state: one vector and one number of the user
-        direction = model.item_weight + model.dot * user.pooled[0].float() / user.pooled.shape[1]  # (D,)
-        constant = user.pooled[0].float() @ model.user_weight + model.offset
+        of_user = [head.of_user(user.pooled[0]) for head in model.heads]
 
         def score_block(start: int, stop: int) -> None:
             attended = self.attention.attend(items, known, slice(start, stop))
             layer, feed_forward = model.family.n_layers - 1, model.join != "attention"
             hidden = model.family.finish(layer, items.hidden[start:stop], attended, feed_forward=feed_forward)
-            torch.addmv(constant, hidden.float(), direction, out=logits[start:stop])
+            hidden = hidden.float()
+            for row, (direction, constant) in enumerate(of_user):
+                torch.addmv(constant, hidden, direction, out=logits[row, start:stop])
 
         return score_block
 

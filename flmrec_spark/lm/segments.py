@@ -25,6 +25,7 @@ from flmrec_spark.prompts import Fields, Template
 TOO_LONG_USER = "instruction and profile exceed prompts.user_tokens"
 TOO_LONG_ITEM = "item text exceeds prompts.item_tokens"
 PROBE = "Toy Story (1995), 喜欢《活着》 é 7!"
+FACTORS = -1  # the place of the collaborative token, which is no word
 PAD = 0  # no model sees it, and every vocabulary has it, while a tokenizer's own may have been added behind the last
 
 Ids = npt.NDArray[np.int32]
@@ -56,10 +57,11 @@ class UserSegment:
 
 @dataclass(frozen=True)
 class TokenBlock:
-    """Segments padded to one length. ids: int32 (N, T); lengths: int32 (N,), each in 1..T."""
+    """Segments padded to one length. ids: int32 (N, T); lengths: int32 (N,), each in 1..T; factors: float32 (N, F)."""
 
     ids: Ids
     lengths: Ids
+    factors: npt.NDArray[np.float32] | None = None  # what the collaborative tokens are made of
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -67,11 +69,19 @@ class TokenBlock:
     def take(self, index: npt.NDArray[np.intp]) -> TokenBlock:
         """The rows of an index, padded to the longest among them."""
         lengths = self.lengths[index]
-        return TokenBlock(self.ids[index, : lengths.max(initial=1)], lengths)
+        factors = None if self.factors is None else self.factors[index]
+        return TokenBlock(self.ids[index, : lengths.max(initial=1)], lengths, factors)
+
+    def part(self, start: int, stop: int) -> TokenBlock:
+        """Rows start .. stop - 1 in the same width."""
+        factors = None if self.factors is None else self.factors[start:stop]
+        return TokenBlock(self.ids[start:stop], self.lengths[start:stop], factors)
 
 
 class Segmenter:
     """Renders and tokenises with one template, one tokenizer, one pair of budgets and the marks of one kind of model.
+
+    With `has_factors` each segment holds FACTORS once, behind its first mark.
 
     Raises:
       CheckpointError: the tokenizer has no token for a mark.
@@ -87,6 +97,7 @@ class Segmenter:
         item_tokens: int,
         history_length: int,
         layout: Layout | None = None,
+        has_factors: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -94,6 +105,7 @@ class Segmenter:
         self.item_tokens = item_tokens
         self.history_length = history_length
         self.layout = layout or Layout()
+        self.has_factors = has_factors
         self._tokens: dict[str, list[int]] = {}
         self._user_marks, self._item_marks = self._marks()
         ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
@@ -180,16 +192,17 @@ class Segmenter:
 
     def _marks(self) -> tuple[Marks, Marks]:
         """Tokens before and after a user's text, and before and after an item's."""
+        own = [FACTORS] if self.has_factors else []
         if self.layout.kind == "encoder":
-            start = [_special(self.tokenizer, "cls_token_id", "bos_token_id")]
+            start = [_special(self.tokenizer, "cls_token_id", "bos_token_id"), *own]
             end = [_special(self.tokenizer, "sep_token_id", "eos_token_id")]
             return (start, end), (start, end)
         cue = self._encode_all([self.template.answer.cue])[0] if self.template.answer is not None else []
         if self.layout.kind == "encoder-decoder":
             end = [_special(self.tokenizer, "eos_token_id", "sep_token_id")]
-            return ([], end), ([int(self.layout.decoder_start or 0)], cue)
+            return (own, end), ([int(self.layout.decoder_start or 0), *own], cue)
         bos = self.tokenizer.bos_token_id
-        return ([] if bos is None else [int(bos)], []), ([], cue)
+        return ([*([] if bos is None else [int(bos)]), *own], []), (own, cue)
 
     def _marked(self, ids: list[int], marks: Marks) -> list[int]:
         return [*marks[0], *ids, *marks[1]] or [self._nothing]  # a segment of no token could not be attended to

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from flmrec_spark.config import Config
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm.families.loading import head_rows, load_backbone
@@ -11,9 +13,13 @@ from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.rematerialise import rematerialise
 from flmrec_spark.lm.segments import Segmenter
 
+_START = 0.01
 
-def build_model(config: Config, segmenter: Segmenter) -> SegmentedModel:
-    """The pretrained backbone, with the layers that are kept, and a new head.
+
+def build_model(config: Config, segmenter: Segmenter, *, n_factors: int = 0) -> SegmentedModel:
+    """The pretrained backbone, with the layers that are kept, and new heads.
+
+    `n_factors` are those of an item; their token's maps start near 0, so that the pretrained model is hardly disturbed.
 
     `model.head: answer` starts the head at the difference of the language head's rows for yes and no, so that an
     untrained logit is that of yes minus that of no.
@@ -35,12 +41,19 @@ def build_model(config: Config, segmenter: Segmenter) -> SegmentedModel:
         join_layer=join_layer,
         item_position=config.prompts.user_tokens,
         item_tokens=config.prompts.item_tokens,
+        has_listing=config.finetune.ranking_weight > 0.0,
+        n_factors=n_factors if segmenter.has_factors else 0,
     )
+    for token in (model.user_token, model.item_token):
+        if token is not None:
+            nn.init.normal_(token.weight, std=_START)
+            nn.init.zeros_(token.bias)
     if config.model.head == "answer":
         if segmenter.layout.kind == "encoder":
             raise ConfigError("model.head: got answer, expected linear: an encoder has no next word")
         (yes, no), bias = head_rows(config.model.path, backbone, segmenter.answers())
-        model.start_head(yes - no, float(bias[0] - bias[1]))
+        for head in model.heads:
+            head.start(yes - no, float(bias[0] - bias[1]))
     if config.finetune.gradient_checkpointing:
         rematerialise(model)
     return model

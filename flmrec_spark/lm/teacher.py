@@ -6,10 +6,12 @@ another family, larger, or a `full` one that would be too slow to score with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +19,10 @@ from flmrec_spark import columns as c
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm import checkpoint
 from flmrec_spark.lm.batches import Step, step_of
-from flmrec_spark.lm.dataset import Catalog, Examples
-from flmrec_spark.lm.training import BiasTerms, step_logits
+from flmrec_spark.lm.collaborative import Collaborative
+from flmrec_spark.lm.dataset import Catalog, Examples, Floats
+from flmrec_spark.lm.terms import Terms
+from flmrec_spark.lm.training import BiasTerms, rating_parts
 
 
 class Teacher:
@@ -27,6 +31,7 @@ class Teacher:
     Args:
       train: examples with their sources.
       fields: attribute names of items and of users in the tables.
+      tastes_of: gives the tastes (R, F) of the train examples by some factors.
 
     Raises:
       CheckpointError: the folder is no whole checkpoint.
@@ -41,6 +46,7 @@ class Teacher:
         user_ids: Sequence[str],
         fields: tuple[Sequence[str], Sequence[str]],
         device: torch.device,
+        tastes_of: Callable[[Collaborative], Floats],
     ) -> None:
         found = checkpoint.load(folder)
         try:
@@ -54,6 +60,10 @@ class Teacher:
         self.is_known = np.array([segment is not None for segment in segments])
         self.items = self.segmenter.block([segment or self.segmenter.unknown_item for segment in segments])
         self._prefixes: dict[int, list[int] | None] = {}
+        factors = found.collaborative(of_train=True)  # which were learned as the labels that it is asked about
+        items = None if factors is None else factors.of_items(factors.places(pa.array(catalog.item_ids, pa.string())))
+        self.terms = Terms(items, hidden_share=0.0).to(device).eval()
+        self.tastes = None if factors is None else tastes_of(factors)
         biases = found.biases()
         user = [biases.user.get(user, 0.0) for user in user_ids]
         item = [biases.item.get(item, 0.0) for item in catalog.item_ids]
@@ -64,11 +74,14 @@ class Teacher:
         """float32 (B, G + K); nan where there is no item, or one of the two prompts does not fit the teacher."""
         prefixes = [self._prefix(row) for row in step.rows.tolist()]
         block = self.segmenter.block([prefix or self.segmenter.unknown_item for prefix in prefixes])
+        if self.tastes is not None:
+            block = replace(block, factors=self.tastes[step.rows])
         own = step_of(block, step.users, step.items, step.labels, step.rows)
-        logits = step_logits(self.model, self.bias, own, self.items, bias_dropout=0.0)
+        text, term = rating_parts(self.model, self.bias, own, self.items, self.terms)
         asked = (step.items >= 0) & self.is_known[np.maximum(step.items, 0)]
         asked &= np.array([prefix is not None for prefix in prefixes])[:, None]
-        found = torch.sigmoid(self.calibration.slope * logits + self.calibration.intercept)
+        how = self.calibration
+        found = torch.sigmoid(how.slope * text + how.factors * term + how.intercept)
         return found.masked_fill(~torch.from_numpy(asked).to(found.device), torch.nan)
 
     def _prefix(self, row: int) -> list[int] | None:

@@ -6,19 +6,22 @@ import copy
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.lm import dataset, resume, training
+from flmrec_spark.lm import dataset, factor_stage, resume, training
 from flmrec_spark.lm.adapters import Adapter, merge
 from flmrec_spark.lm.batches import Step, epoch_order, make_step
-from flmrec_spark.lm.checkpoint import Biases
-from flmrec_spark.lm.dataset import Prepared
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.collaborative import Collaborative, ItemFactors
+from flmrec_spark.lm.dataset import Floats, Prepared
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import Data
 from flmrec_spark.lm.model import SegmentedModel
@@ -26,6 +29,7 @@ from flmrec_spark.lm.precision import resolve
 from flmrec_spark.lm.preflight import expect_room, step_shape
 from flmrec_spark.lm.starting import build_model
 from flmrec_spark.lm.teacher import Teacher, soft_loss
+from flmrec_spark.lm.terms import Terms
 from flmrec_spark.lm.validation import Validation, validate
 
 log = logging.getLogger("flmrec")
@@ -43,6 +47,9 @@ class Trainer:
     def __init__(self, config: Config, prepared: Prepared, data: Data, world: World | None = None) -> None:
         settings = config.finetune
         self.config, self.data, self.world = config, data, world or World(device=_device())
+        self.items: ItemFactors | None = None
+        self.tastes: Floats | None = None  # (R, F) of the train examples
+        self.valid_tastes: Floats | None = None
         self.device = self.world.device
         self.precision = str(self.world.agreed(resolve(settings.precision, device=self.device.type)))
         expect_room(
@@ -54,8 +61,16 @@ class Trainer:
         )
         per_epoch = -(-len(data.train) // settings.examples_per_step)
         self.n_steps = min(settings.max_steps or sys.maxsize, settings.epochs * per_epoch)
+        found = factor_stage.fitted(config, prepared, data, self.device) if self.world.writes else None
+        found = self.world.agreed(found)
+        self.factors, self.told_of_factors = found if found is not None else (None, {})
+        if self.factors is not None:
+            self._show(self.factors.train, prepared)
+        self.terms = Terms(self.items, hidden_share=settings.factors.hidden_share).to(self.device)
         torch.manual_seed(settings.seed)
-        self.model = build_model(config, data.segmenter)
+        self.model = build_model(
+            config, data.segmenter, n_factors=0 if self.factors is None else self.factors.train.width
+        )
         self.adapter: Adapter | None = None
         if settings.adapter.method != "none":
             path, backbone = config.model.path, self.model.backbone
@@ -68,13 +83,28 @@ class Trainer:
         if settings.teacher is not None:
             fields = prepared.fields("items"), prepared.fields("users")
             whole = data.catalog, data.train, data.user_ids, fields
-            self.teacher = Teacher(settings.teacher, *whole, self.device)
+
+            def tastes_of(factors: Collaborative) -> Floats:
+                return factor_stage.tastes(factors, prepared, self.data, self.data.train, [c.TRAIN])
+
+            self.teacher = Teacher(settings.teacher, *whole, self.device, tastes_of)
         self.rate_factor = training.rate_factor(settings, self.n_steps)
         self.validate_every = settings.validate_every or per_epoch
         self.step = 0
         self.best: float | None = None
         self.n_worse = 0
         self.history: list[dict[str, float]] = []
+
+    def _show(self, found: Collaborative, prepared: Prepared) -> None:
+        """Tastes of the examples and factors of the catalogue, as the language model is trained with them."""
+        data = self.data
+        self.items = found.of_items(found.places(pa.array(data.catalog.item_ids, pa.string())))
+        self.tastes, self.valid_tastes = (
+            factor_stage.tastes(found, prepared, data, rows, [c.TRAIN]) for rows in (data.train, data.valid)
+        )
+        if data.segmenter.has_factors:
+            tokens = replace(data.catalog.tokens, factors=self.items.vectors)
+            self.data = replace(data, catalog=replace(data.catalog, tokens=tokens))
 
     def _bias_terms(self, prepared: Prepared, splits: list[str]) -> training.BiasTerms:
         if not self.config.model.bias_terms:
@@ -116,6 +146,7 @@ class Trainer:
                         seed=settings.seed,
                         number=number,
                         augment=settings.augment,
+                        tastes=self.tastes,
                     )
                 number += 1
 
@@ -125,6 +156,7 @@ class Trainer:
         torch.manual_seed((settings.seed * 1_000_003 + self.step) * self.world.size + self.world.rank)
         self.model.train()
         self.bias.train()
+        self.terms.train()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.rate_factor(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -148,11 +180,13 @@ class Trainer:
         settings, device = self.config.finetune, self.device.type
         catalog, log_share = self.data.catalog.tokens, self.data.negatives.log_share
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"), training.attention(device):
-            logits = training.step_logits(self.model, self.bias, part, catalog, bias_dropout=settings.bias_dropout)
-        logits = logits.float()
-        value = training.loss(logits, part, whole=whole, log_share=log_share, config=settings)
+            rating, listing = training.step_logits(
+                self.model, self.bias, part, catalog, bias_dropout=settings.bias_dropout, terms=self.terms
+            )
+        rating = rating.float()
+        value = training.loss(rating, listing, part, whole=whole, log_share=log_share, config=settings)
         if self.teacher is not None:
-            soft = soft_loss(logits, self.teacher.probabilities(part), int((whole.items >= 0).sum()))
+            soft = soft_loss(rating, self.teacher.probabilities(part), int((whole.items >= 0).sum()))
             value = (1.0 - settings.teacher_weight) * value + settings.teacher_weight * soft
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
@@ -168,7 +202,15 @@ class Trainer:
     def validate(self) -> Validation:
         data = self.data
         self.bias.eval()
-        return validate(self.served(), self.bias, data.valid, data.catalog, seen=data.seen, precision=self.precision)
+        return validate(
+            self.served(),
+            self.bias,
+            data.valid,
+            data.catalog,
+            seen=data.seen,
+            precision=self.precision,
+            factors=None if self.items is None or self.valid_tastes is None else (self.items, self.valid_tastes),
+        )
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Notes a validation; true when its metric is the best so far."""

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm.batches import Step
-from flmrec_spark.lm.checkpoint import Biases
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.collaborative import LISTING, RATING
 from flmrec_spark.lm.dataset import Floats
 from flmrec_spark.lm.layers import layer_of, n_layers
-from flmrec_spark.lm.model import ItemStates, SegmentedModel, concatenated
+from flmrec_spark.lm.model import ItemStates, Segment, SegmentedModel, concatenated
 from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.terms import Shown, Terms
 
 _BUCKET_TOKENS = 8
 _EMBEDDING = re.compile(r"embed|wte|wpe|shared")
@@ -65,24 +68,53 @@ def _log_odds(counts: Floats, likes: Floats) -> Floats:
 
 
 def step_logits(
-    model: SegmentedModel, bias: BiasTerms, step: Step, catalog: TokenBlock, *, bias_dropout: float
-) -> Tensor:
-    """Logits (B, G + K) of a step, float32; the columns without an item are meaningless."""
-    device = model.offset.device
+    model: SegmentedModel,
+    bias: BiasTerms,
+    step: Step,
+    catalog: TokenBlock,
+    *,
+    bias_dropout: float,
+    terms: Terms | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (B, G + K) of a step, float32: of `rating`, and of `listing` where the model has that head.
+
+    The columns without an item are meaningless.
+    """
+    text, listing, shown, grid = _step_parts(model, bias, step, catalog, bias_dropout, terms)
+    rating = text + shown.term(RATING, grid)
+    return rating, None if listing is None else listing + shown.term(LISTING, grid)
+
+
+def rating_parts(
+    model: SegmentedModel, bias: BiasTerms, step: Step, catalog: TokenBlock, terms: Terms
+) -> tuple[Tensor, Tensor | float]:
+    """What the rating of `step_logits` is the sum of: the language model with the bias terms, and the factors."""
+    text, _, shown, grid = _step_parts(model, bias, step, catalog, 0.0, terms)
+    return text, shown.term(RATING, grid)
+
+
+def _step_parts(
+    model: SegmentedModel, bias: BiasTerms, step: Step, catalog: TokenBlock, bias_dropout: float, terms: Terms | None
+) -> tuple[Tensor, Tensor | None, Shown, Tensor]:
+    device = model.rating.offset.device
     grid = torch.from_numpy(step.grid).to(device)
     users, items = torch.from_numpy(step.users).to(device), torch.from_numpy(step.items).to(device)
-    prefix_ids, prefix_lengths = _tensors(step.prefixes, device)
-    item_ids, item_lengths = _tensors(catalog.take(step.distinct.astype(np.intp)), device)
+    distinct = torch.from_numpy(step.distinct).to(device)
+    prefixes = Segment.of(step.prefixes, device)
+    texts = Segment.of(catalog.take(step.distinct.astype(np.intp)), device)
+    shown = (terms or Terms(None, hidden_share=0.0)).shown(prefixes.factors, distinct)
+    prefixes, texts = replace(prefixes, factors=shown.users), replace(texts, factors=shown.items)
     if model.join == "full":
         n_rows, n_asked = grid.shape
         rows = torch.arange(n_rows, device=device).repeat_interleave(n_asked)
-        pairs = (prefix_ids[rows], prefix_lengths[rows], item_ids[grid.flatten()], item_lengths[grid.flatten()])
-        logits = model.pair(*pairs).view(n_rows, n_asked)
+        hidden, pooled = model.pair(prefixes.take(rows), texts.take(grid.flatten()))
+        hidden, pooled = hidden.view(n_rows, n_asked, -1), pooled.view(n_rows, n_asked, -1)
     else:
-        states = model.encode_users(prefix_ids, prefix_lengths)
-        logits = model.join_items(states, encode_in_buckets(model, item_ids, item_lengths), grid)
+        states = model.encode_users(prefixes.ids, prefixes.lengths, prefixes.factors)
+        hidden, pooled = model.joined(states, encode_in_buckets(model, texts), grid), states.pooled[:, None]
     offsets: Tensor | float = bias(users, items, bias_dropout)
-    return logits + offsets
+    listing = None if model.listing is None else model.listing(hidden, pooled)
+    return model.rating(hidden, pooled) + offsets, listing, shown, grid
 
 
 def attention(device: str) -> AbstractContextManager[None]:
@@ -93,43 +125,47 @@ def attention(device: str) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
 
 
-def encode_in_buckets(model: SegmentedModel, ids: Tensor, lengths: Tensor) -> ItemStates:
+def encode_in_buckets(model: SegmentedModel, items: Segment) -> ItemStates:
     """`model.encode_items` on groups of similar length, so that a few long items do not pad the many short ones."""
-    rounds = (lengths + _BUCKET_TOKENS - 1) // _BUCKET_TOKENS  # (N,)
+    ids = items.ids
+    rounds = (items.lengths + _BUCKET_TOKENS - 1) // _BUCKET_TOKENS  # (N,)
     parts, rows = [], []
     for size in torch.unique(rounds).tolist():
         own = (rounds == size).nonzero()[:, 0]
         width = min(size * _BUCKET_TOKENS, ids.shape[1])
-        states = model.encode_items(ids[own, :width], lengths[own])
+        part = items.take(own)
+        states = model.encode_items(part.ids[:, :width], part.lengths, part.factors)
         parts.append(states.padded(ids.shape[1], keeps_tokens=model.keeps_tokens))
         rows.append(own)
     return concatenated(parts).take(torch.cat(rows).argsort())
 
 
-def loss(logits: Tensor, part: Step, *, whole: Step, log_share: Floats, config: FinetuneConfig) -> Tensor:
+def loss(
+    rating: Tensor, listing: Tensor | None, part: Step, *, whole: Step, log_share: Floats, config: FinetuneConfig
+) -> Tensor:
     """rating_weight * binary cross-entropy on the observed + ranking_weight * softmax of each liked item against the
     row's negatives, corrected for how often each is drawn (sampled softmax: Bengio and Senecal 2008, eq. 10).
 
     Divided by the counts of the whole step, so the losses of its parts add up to its own.
     """
-    n_observed = part.labels.shape[1]
-    items = torch.from_numpy(part.items).to(logits.device)
-    labels = torch.from_numpy(part.labels).to(logits.device)
-    observed = torch.from_numpy(part.is_observed).to(logits.device)
+    n_observed, device = part.labels.shape[1], rating.device
+    items = torch.from_numpy(part.items).to(device)
+    labels = torch.from_numpy(part.labels).to(device)
+    observed = torch.from_numpy(part.is_observed).to(device)
     smooth = labels[observed] * (1.0 - config.label_smoothing) + 0.5 * config.label_smoothing
-    rating: Tensor = nn.functional.binary_cross_entropy_with_logits(
-        logits[:, :n_observed][observed], smooth, reduction="sum"
+    told: Tensor = nn.functional.binary_cross_entropy_with_logits(
+        rating[:, :n_observed][observed], smooth, reduction="sum"
     ) / max(1, int(whole.is_observed.sum()))
-    if config.ranking_weight == 0.0:
-        return config.rating_weight * rating
-    share = torch.from_numpy(log_share).to(logits.device)[items.clamp(min=0)]
-    corrected = (logits - share).masked_fill(items < 0, -torch.inf)
-    ranked = torch.from_numpy(part.is_ranked).to(logits.device)
+    if listing is None:
+        return config.rating_weight * told
+    share = torch.from_numpy(log_share).to(device)[items.clamp(min=0)]
+    corrected = (listing - share).masked_fill(items < 0, -torch.inf)
+    ranked = torch.from_numpy(part.is_ranked).to(device)
     rows = ranked.nonzero()[:, 0]
     against = corrected[:, n_observed:][rows].logsumexp(1)  # one per ranked item, each with a finite negative
     margin = corrected[:, :n_observed][ranked] - against
     ranking = -nn.functional.logsigmoid(margin).sum() / max(1, int(whole.is_ranked.sum()))
-    return config.rating_weight * rating + config.ranking_weight * ranking
+    return config.rating_weight * told + config.ranking_weight * ranking
 
 
 def optimizer(model: SegmentedModel, bias: BiasTerms, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -183,7 +219,3 @@ def rate_factor(config: FinetuneConfig, n_steps: int) -> Callable[[int], float]:
         return 1.0 if config.schedule == "constant" else max(0.0, 1.0 - done)
 
     return factor
-
-
-def _tensors(block: TokenBlock, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(block.ids).to(device, torch.long), torch.from_numpy(block.lengths).to(device)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from flmrec_spark.lm import precision, worker
+from flmrec_spark.lm.judge import Judge, Rules
 from flmrec_spark.lm.scorer import Scorer
 
 ITEMS = 256  # scored of each user, drawn by a seed: lists of a tenth of them say enough of the order
 _SEED = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A user: the segment, and the history, newest first, as places in the catalogue."""
+
+    user_id: str
+    segment: list[int]
+    history: Any  # int (H,), -1 for an item that has left the catalogue
+    is_liked: Sequence[bool]  # (H,)
 
 
 @dataclass(frozen=True)
@@ -24,12 +36,12 @@ class Choice:
     reason: str
 
 
-def choose(folder: Path, users: Sequence[list[int]], *, n: int, packed: bool, device: str) -> Choice:
+def choose(folder: Path, users: Sequence[Asked], *, n: int, packed: bool, device: str) -> Choice:
     """Times one product per format and compares lists of the faster ones with float32's.
 
     Args:
       folder: an unpacked bundle.
-      users: user segments; none leaves float32.
+      users: none leaves float32.
       n: length of the lists, at most a tenth of the items that are compared.
     """
     kernel = worker.kernel_of(folder, device)
@@ -52,18 +64,22 @@ def choose(folder: Path, users: Sequence[list[int]], *, n: int, packed: bool, de
 class _Sample:
     """A few users against a few items, in any format."""
 
-    def __init__(self, folder: Path, users: Sequence[list[int]], means: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, users: Sequence[Asked], means: dict[str, Any]) -> None:
         found, catalogue = worker.opened(folder)
-        biases, self.calibration = found.biases(), found.calibration
-        listed = catalogue.listed
-        chosen = np.sort(np.random.default_rng(_SEED).permutation(listed)[:ITEMS])
-        table = catalogue.table.take(chosen)
-        self.bias = np.array([biases.item.get(item, 0.0) for item in catalogue.ids.take(chosen).to_pylist()])
+        biases, self.rules = found.biases(), Rules.of(found, of_train=False)
+        chosen = np.sort(np.random.default_rng(_SEED).permutation(catalogue.listed)[:ITEMS])
+        table, ids = catalogue.table.take(chosen), catalogue.ids.take(pa.array(chosen))
+        self.bias = np.array([biases.item.get(item, 0.0) for item in ids.to_pylist()])
+        self.items = self.rules.of_items(ids)
         self.tokens = found.segmenter().block(table[worker.TOKENS].to_pylist())
+        if self.items is not None and self.rules.has_tokens:
+            self.tokens = replace(self.tokens, factors=self.items.vectors)
+        self.places = None if self.rules.factors is None else self.rules.factors.places(catalogue.ids)
         self.model, self.users, self.means = found.model(), users, means
 
     def scores(self, name: str) -> Any:
         """float64 (U, N)."""
-        means = {**self.means, "precision": name}
-        scorer = Scorer(self.model, self.tokens, calibration=self.calibration, item_bias=self.bias, **means)
-        return np.stack([scorer.score(user) for user in self.users])
+        scorer = Scorer(self.model, self.tokens, item_bias=self.bias, **{**self.means, "precision": name})
+        judge = Judge(scorer, self.rules, self.items, self.places)
+        said = [judge.says(one.segment, one.user_id, judge.taste(one.history, one.is_liked)) for one in self.users]
+        return np.stack([one.score for one in said])

@@ -1,17 +1,25 @@
-"""How good a model is on held-out examples, measured as it is served, and the calibration fitted on them."""
+"""How good a model is on held-out examples, measured as it is served, and what is fitted on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 
 from flmrec_spark import metrics
-from flmrec_spark.lm.checkpoint import Calibration
-from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Index
+from flmrec_spark.lm.blending import (
+    N_DRAWN,
+    Calibration,
+    ListBlend,
+    Scores,
+    fit_calibration,
+    fit_list_blend,
+)
+from flmrec_spark.lm.collaborative import LISTING, RATING, Floats, ItemFactors
+from flmrec_spark.lm.dataset import Catalog, Examples, Index
 from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
@@ -19,15 +27,55 @@ from flmrec_spark.lm.training import BiasTerms
 from flmrec_spark.ranking import best
 
 _K = 10  # cut-off of the validation's NDCG
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the parts of a model say of one user's items, float64 (N,) each; None for a part that there is not."""
+
+    text: Scores  # logit of the rating head with the bias terms
+    rating: Scores | Floats | None  # factors
+    head: Scores | None  # logit of the listing head
+    listing: Scores | Floats | None  # factors
+
+    def take(self, places: Any) -> Parts:
+        return Parts(*[None if part is None else part[places] for part in vars(self).values()])  # type: ignore[arg-type]
+
+    @property
+    def has_listing(self) -> bool:
+        return self.head is not None or self.listing is not None
+
+    def plain_rating(self) -> Scores:
+        """The logit as training has it, before anything is fitted."""
+        return self.text if self.rating is None else self.text + self.rating
+
+    def plain_listing(self) -> Scores:
+        if not self.has_listing:
+            return self.plain_rating()
+        parts: Any = [part for part in (self.head, self.listing) if part is not None]
+        return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Metrics of a model on held-out examples, and the logits that they were computed from."""
+    """Metrics of a model on held-out examples, and what they were computed from."""
 
     metrics: Mapping[str, float]
-    logits: Floats
+    asked: Parts  # of all targets
     labels: Floats
+    drawn: Parts  # of each user's items liked next, and of N_DRAWN others
+    is_relevant: npt.NDArray[np.bool_]
+    weights: Scores  # by which the two sides of each user weigh 1
+
+    def calibration(self) -> Calibration:
+        return fit_calibration(self.asked.text, self.asked.rating, self.labels > 0.5)
+
+    def list_blend(self) -> ListBlend | None:
+        """None when the model has no listing part."""
+        drawn, calibration = self.drawn, self.calibration()
+        rating = calibration.log_odds(drawn.text, 0.0 if drawn.rating is None else drawn.rating)
+        return fit_list_blend(rating, drawn.head, drawn.listing, self.is_relevant, self.weights)
 
 
 def validate(
@@ -38,69 +86,102 @@ def validate(
     *,
     seen: npt.NDArray[np.int64],
     precision: str,
+    factors: tuple[ItemFactors, Floats] | None = None,
 ) -> Validation:
     """AUC, UAUC and log-loss on the observed targets; NDCG@10 of the liked ones among all items not seen in training.
 
     NDCG is nan for `join: full`. `seen` holds sorted keys user * N + item. A row of `data` must hold all targets of
-    its prefix, not a part of them.
+    its prefix, not a part of them. `factors` are those of the catalogue, and the tastes (R, F) of the rows.
     """
     was_training = model.training
     model.eval()
-    device = model.offset.device
-    packed = device.type == "cpu" and can_pack()
-    scorer = Scorer(model, catalog.tokens, precision=precision, device=str(device), packed=packed)
-    user_bias, item_bias = (part.detach().cpu().numpy() for part in (bias.user, bias.item))
+    asker = _Asker(model, bias, catalog, precision, factors)
     n_items, n_rows = len(catalog.item_ids), len(data)
     is_target = data.targets >= 0
-    logits = np.zeros(data.targets.shape, dtype=np.float32)
     hits, n_relevant = np.zeros((n_rows, _K), dtype=bool), np.zeros(n_rows)
     is_liked = is_target & (data.labels > 0.5)
+    asked, drawn, relevance, weights = [], [], [], []
     for row, user in enumerate(data.users.tolist()):
         targets = data.targets[row][is_target[row]]
         if model.join == "full":  # a whole catalogue of stock pairs for each user would take hours
-            offsets = item_bias[targets] + user_bias[user] if len(user_bias) else 0.0
-            logits[row, : len(targets)] = scorer.logits(data.prefixes[row], items=targets) + offsets
+            asked.append(asker.parts(row, user, data.prefixes[row], targets))
             continue
-        scores = scorer.logits(data.prefixes[row])
-        if len(user_bias):
-            scores = scores + item_bias + user_bias[user]
-        logits[row, : len(targets)] = scores[targets]
+        parts = asker.parts(row, user, data.prefixes[row], None)
+        asked.append(parts.take(targets))
         own = np.searchsorted(seen, [user * n_items, (user + 1) * n_items])
         rated = seen[own[0] : own[1]] - user * n_items
-        top = best(scores, _K, allowed=catalog.is_known & ~np.isin(np.arange(n_items), rated))
+        left = catalog.is_known & ~np.isin(np.arange(n_items), rated)
+        top = best(parts.plain_listing(), _K, allowed=left)
         relevant = np.setdiff1d(data.targets[row][is_liked[row]], rated)  # each once: a log repeats itself
         hits[row, : len(top)] = np.isin(top, relevant)
         n_relevant[row] = len(relevant)
+        others = _draw(left, targets, row)
+        if len(relevant) and len(others):
+            drawn.append(parts.take(np.concatenate([relevant, others])))
+            relevance.append(np.arange(len(relevant) + len(others)) < len(relevant))
+            weights.append(np.where(relevance[-1], 1 / len(relevant), 1 / len(others)))
     model.train(was_training)
-    users = np.repeat(data.users, is_target.sum(1))
-    found = _measured(users, data.labels[is_target], logits[is_target])
+    users, labels = np.repeat(data.users, is_target.sum(1)), data.labels[is_target]
+    together = _together(asked)
+    found = _measured(users, labels, together.plain_rating())
     found["ndcg"] = _mean(metrics.ndcg(hits, n_relevant, k=_K))
-    return Validation(found, logits[is_target], data.labels[is_target])
+    sides = np.concatenate(relevance) if relevance else np.zeros(0, dtype=bool)
+    return Validation(
+        found, together, labels, _together(drawn), sides, np.concatenate(weights) if weights else np.zeros(0)
+    )
 
 
-def _measured(users: Index, labels: Floats, logits: Floats) -> dict[str, float]:
+class _Asker:
+    """A model as it is served, asked about whole users."""
+
+    def __init__(
+        self,
+        model: SegmentedModel,
+        bias: BiasTerms,
+        catalog: Catalog,
+        precision: str,
+        factors: tuple[ItemFactors, Floats] | None,
+    ) -> None:
+        device = model.rating.offset.device
+        packed = device.type == "cpu" and can_pack()
+        self.scorer = Scorer(model, catalog.tokens, precision=precision, device=str(device), packed=packed)
+        self.user_bias, self.item_bias = (part.detach().cpu().numpy() for part in (bias.user, bias.item))
+        self.factors = factors
+        self.has_tokens = model.user_token is not None
+
+    def parts(self, row: int, user: int, prefix: list[int], items: Index | None) -> Parts:
+        """Of some items, or of all."""
+        taste = None if self.factors is None else self.factors[1][row]
+        logits = self.scorer.head_logits(prefix, items=items, factors=taste if self.has_tokens else None)
+        chosen: Any = slice(None) if items is None else items
+        text = logits[0] + self.item_bias[chosen] + self.user_bias[user] if len(self.user_bias) else logits[0]
+        head = logits[1] if len(logits) > 1 else None
+        if self.factors is None or taste is None:
+            return Parts(text, None, head, None)
+        rating, listing = (self.factors[0].term(kind, taste, chosen) for kind in (RATING, LISTING))
+        return Parts(text, rating, head, listing)
+
+
+def _draw(left: npt.NDArray[np.bool_], targets: Index, row: int) -> Index:
+    """Items that a list could hold and that the user was not asked about."""
+    others = np.setdiff1d(np.flatnonzero(left), targets)
+    random = np.random.default_rng([_SEED, row])
+    return random.choice(others, size=min(N_DRAWN, len(others)), replace=False)
+
+
+def _together(parts: list[Parts]) -> Parts:
+    if not parts:
+        return Parts(np.zeros(0), None, None, None)
+    columns = [[getattr(one, name) for one in parts] for name in vars(parts[0])]
+    return Parts(*[None if column[0] is None else np.concatenate(column) for column in columns])  # type: ignore[arg-type]
+
+
+def _measured(users: Index, labels: Floats, logits: Scores) -> dict[str, float]:
     return {
         "auc": metrics.auc(labels, logits),
         "uauc": metrics.uauc(users, labels, logits),
         "log_loss": metrics.log_loss(labels, Calibration().probability(logits)),
     }
-
-
-def calibrate(validation: Validation) -> Calibration:
-    """Platt's scaling on held-out logits (Platt 1999): maximum likelihood, of targets just inside 0 and 1.
-
-    Stays the identity when there is one label only, or when the logits order the labels backwards.
-    """
-    if len(np.unique(validation.labels)) < 2:
-        return Calibration()
-    liked = validation.labels > 0.5
-    # Platt's targets: without them separable rows would drive the slope, and every probability, to the limit.
-    target = np.where(liked, (liked.sum() + 1) / (liked.sum() + 2), 1 / ((~liked).sum() + 2))
-    rows, weights = np.tile(validation.logits, 2)[:, None], np.concatenate([target, 1 - target])
-    sides = np.repeat([True, False], len(target))
-    fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(rows, sides, sample_weight=weights)
-    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    return Calibration(slope, intercept) if slope > 0 else Calibration()
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

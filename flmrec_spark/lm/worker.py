@@ -13,7 +13,7 @@ import logging
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -27,7 +27,8 @@ from filelock import FileLock
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import checkpoint, item_states, manifest, native
-from flmrec_spark.lm.checkpoint import Biases, Checkpoint
+from flmrec_spark.lm.checkpoint import Checkpoint
+from flmrec_spark.lm.judge import Judge, Rules
 from flmrec_spark.lm.native import Built, Kernel
 from flmrec_spark.lm.scorer import Index, Scorer
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
@@ -120,7 +121,8 @@ class Worker:
     segmenter: Segmenter
     scorer: Scorer
     catalogue: Catalogue
-    biases: Biases
+    judge: Judge
+    has_bias_terms: bool
 
     @cached_property
     def row_of_place(self) -> Index:
@@ -139,7 +141,7 @@ class Means(TypedDict):
     kernel: Kernel | None
 
 
-_LOADED: dict[tuple[str, str, bool, str], Worker] = {}
+_LOADED: dict[tuple[str, str, bool, str, bool], Worker] = {}
 _LOADS: list[str] = []  # device of every model that this process has loaded
 
 
@@ -148,13 +150,13 @@ def use_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
-def load(folder: Path, *, precision: str, packed: bool, device: str) -> Worker:
-    """The worker of a bundle, loaded once in this process."""
+def load(folder: Path, *, precision: str, packed: bool, device: str, of_train: bool = False) -> Worker:
+    """The worker of a bundle, loaded once in this process; `of_train` as `judge.Rules.of`."""
     packed = packed and device == "cpu"
-    key = (str(folder), precision, packed, device)
+    key = (str(folder), precision, packed, device, of_train)
     if key not in _LOADED:
         _LOADED.clear()  # a new run's model replaces the old one's memory
-        _LOADED[key] = _load(folder, precision, packed, device)
+        _LOADED[key] = _load(folder, precision, packed, device, of_train)
         _LOADS.append(device)
     return _LOADED[key]
 
@@ -183,17 +185,22 @@ def kernel_of(folder: Path, device: str) -> Kernel | None:
     return kernel
 
 
-def _load(folder: Path, precision: str, packed: bool, device: str) -> Worker:
+def _load(folder: Path, precision: str, packed: bool, device: str, of_train: bool) -> Worker:
     found, catalogue = opened(folder)
-    segmenter, biases = found.segmenter(), found.biases()
+    segmenter, biases, rules = found.segmenter(), found.biases(), Rules.of(found, of_train=of_train)
     listed = catalogue.table.filter(catalogue.table[IS_LISTED])
+    ids = listed[c.ITEM_ID].combine_chunks()
+    items = rules.of_items(ids)
     tokens = segmenter.block(listed[TOKENS].to_pylist())
-    item_bias = np.array([biases.item.get(item, 0.0) for item in listed[c.ITEM_ID].to_pylist()])
+    if items is not None and rules.has_tokens:
+        tokens = replace(tokens, factors=items.vectors)
+    item_bias = np.array([biases.item.get(item, 0.0) for item in ids.to_pylist()])
     kernel = kernel_of(folder, device)
-    form = f"{'packed' if packed else 'plain'}-{'torch' if kernel is None else 'kernel'}"
+    form = f"{'packed' if packed else 'plain'}-{'torch' if kernel is None else 'kernel'}{'-train' if of_train else ''}"
     means: Means = {"precision": precision, "device": device, "packed": packed, "kernel": kernel}
     scorer = _scorer(found, tokens, item_bias, folder / f"states-{precision}-{form}-{device}", means)
-    return Worker(segmenter, scorer, catalogue, biases)
+    places = None if rules.factors is None else rules.factors.places(catalogue.ids)
+    return Worker(segmenter, scorer, catalogue, Judge(scorer, rules, items, places), bool(biases.item))
 
 
 def _scorer(

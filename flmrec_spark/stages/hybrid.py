@@ -19,13 +19,13 @@ from flmrec_spark.stages import scores
 from flmrec_spark.stages.baselines import lists
 from flmrec_spark.stages.baselines.lists import MODEL, Pack, Packed
 from flmrec_spark.stages.baselines.stacker import Stacker
-from flmrec_spark.stages.baselines.world import Floats, logit
-from flmrec_spark.stages.scores import Answer, Shipped, User
+from flmrec_spark.stages.baselines.world import Floats
+from flmrec_spark.stages.scores import Answer, Shipped
 from flmrec_spark.stages.usage import Meter
+from flmrec_spark.stages.users import User, users_of
 
 FLM, HYBRID = "flm", "hybrid"
 FEATURES = "features"
-_CLIP = 1e-12  # a probability of float64 may reach 0 or 1, its log-odds may not be infinite
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ _Rows = Callable[[User, Any, Pack, Meter], Iterator[pa.RecordBatch]]
 
 
 def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved) -> DataFrame:
-    """user_id, item_id, features: flm's log-odds, then each fitted baseline's scores in their order, array of doubles.
+    """user_id, item_id, features: flm's log-odds of liking, those of its listing where it has one, then each fitted
+    baseline's scores in their order, array of doubles.
 
     Args:
       users: rows of `user_prompts.user_prompts`. A row for each candidate that is not excluded; without candidates,
@@ -50,11 +51,14 @@ def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved
 
     def rows(user: User, worker: Any, pack: Pack, meter: Meter) -> Iterator[pa.RecordBatch]:
         answer = scores.answer_of(user, worker, meter)
-        if answer.values is not None:
+        if answer.said is not None:
             found = _features(user, worker, answer, pack)
-            if worker.biases.user:
+            if worker.has_bias_terms:
                 bias = moved.user.get(user.user_id, 0.0) + moved.item[_places(worker, answer)]
-                found[:, 0] -= worker.scorer.calibration.slope * bias
+                shift = worker.judge.rules.calibration.slope * bias
+                found[:, 0] -= shift
+                if answer.said.listing is not None:
+                    found[:, 1] -= worker.judge.rules.list_blend.rating * shift
             offsets = pa.array(np.arange(len(found) + 1) * found.shape[1], pa.int32())
             yield pa.RecordBatch.from_pydict(
                 {
@@ -72,11 +76,13 @@ def lists_of_both(users: DataFrame, shipped: Shipped, packed: Packed, stacker: S
 
     def rows(user: User, worker: Any, pack: Pack, meter: Meter) -> Iterator[pa.RecordBatch]:
         answer = scores.answer_of(user, worker, meter)
-        values: dict[str, Any] = {FLM: None, HYBRID: None}
-        if answer.values is not None:
-            values = {FLM: answer.values, HYBRID: stacker.probability(_features(user, worker, answer, pack))}
-        for name, own in values.items():
-            found = scores.list_rows(user, worker, answer, None if own is None else answer.best(own, n))
+        top: dict[str, scores.Best | None] = {FLM: None, HYBRID: None}
+        if (said := answer.said) is not None:
+            stacked = stacker.probability(_features(user, worker, answer, pack))
+            top[FLM] = answer.best(said.score, n, said.probability)
+            top[HYBRID] = answer.best(stacked, n, said.probability)
+        for name, own in top.items():
+            found = scores.list_rows(user, worker, answer, own)
             yield found.add_column(0, MODEL, pa.array([name] * found.num_rows, pa.string()))
 
     return _mapped(users, shipped, packed, rows, lists.OUTPUT)
@@ -91,7 +97,7 @@ def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, out
             raise ConflictError("items: the baselines and the checkpoint were sent with other ones; run again")
         with shipped.usage.task() as meter:
             for batch in batches:
-                users_of_batch = scores.users_of(batch, worker.catalogue, profile)
+                users_of_batch = users_of(batch, worker.catalogue, profile)
                 with meter.busy():
                     found = [part for user in users_of_batch for part in rows(user, worker, pack, meter)]
                 yield from pa.Table.from_batches(found).combine_chunks().to_batches() if found else ()
@@ -107,7 +113,7 @@ def _places(worker: Any, answer: Answer) -> Any:
 
 def _features(row: User, worker: Any, answer: Answer, pack: Pack) -> Floats:
     places, user = _places(worker, answer), pack.user(row)
-    columns = [logit(np.clip(answer.values, _CLIP, 1 - _CLIP))]
+    columns = [answer.said.rating, *([] if answer.said.listing is None else [answer.said.listing])]
     for baseline in pack.fitted.values():
         said = baseline.scores(user)
         columns.append(np.full(len(places), np.nan) if said is None else said[places])

@@ -43,14 +43,19 @@ class Models:
 
 
 def answered(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
-    """model, user_id, rank, item_id, score: the first n of each user's candidates as rated, for every model."""
-    return _said(prompts, models, models.baselines, models.stackers.rating if models.stackers else None, n=n)
+    """model, user_id, rank, item_id, score: the first n of each user's candidates as rated, for every model.
+
+    The score of flm is its probability, whatever orders its lists.
+    """
+    said = _said(prompts, models, models.baselines, models.stackers.rating if models.stackers else None, n=n)
+    rated = F.when(F.col(MODEL) == FLM, F.col(c.PROBABILITY)).otherwise(F.col(c.SCORE))
+    return said.withColumn(c.SCORE, rated).drop(c.PROBABILITY)
 
 
 def listed(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
     """As `answered`, by the models that have lists; the hybrid's are by its ranking stack."""
     names = [name for name in models.baselines if name in models.listing]
-    return _said(prompts, models, names, models.stackers.ranking if models.stackers else None, n=n)
+    return _said(prompts, models, names, models.stackers.ranking if models.stackers else None, n=n).drop(c.PROBABILITY)
 
 
 def _said(prompts: DataFrame, models: Models, names: Sequence[str], stacker: Stacker | None, *, n: int) -> DataFrame:
@@ -58,6 +63,6 @@ def _said(prompts: DataFrame, models: Models, names: Sequence[str], stacker: Sta
         by_model = scores(prompts, models.shipped, n=n).withColumn(MODEL, F.lit(FLM))
     else:
         by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n)
-    columns = (MODEL, c.USER_ID, c.RANK, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(c.SCORE))
+    columns = (MODEL, c.USER_ID, c.RANK, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(c.SCORE), c.PROBABILITY)
     by_baselines = lists(prompts, models.packed, names=names, n=n)
     return by_model.select(*columns).union(by_baselines.select(*columns)).where(F.col(c.RANK) >= 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from flmrec_spark import columns as c
 from flmrec_spark.ranking import best
 from flmrec_spark.stages.partitions import CostModel
 from flmrec_spark.stages.usage import Meter, Usage
+from flmrec_spark.stages.users import User, users_of
 
 NO_CANDIDATES = "no item left to list"
 OUTPUT = (
-    f"{c.USER_ID} string, {c.RANK} int, {c.ITEM_ID} string, {c.SCORE} double, "
+    f"{c.USER_ID} string, {c.RANK} int, {c.ITEM_ID} string, {c.SCORE} double, {c.PROBABILITY} double, "
     f"{c.HAS_HISTORY} boolean, history_cut int, {c.REASON} string"
 )
 _RESERVED = (c.USER_ID, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
@@ -42,13 +43,15 @@ class Bundle:
     uses_gpu: bool
     broadcast: Broadcast[bytes] | None  # either this
     file: str | None  # or the name of a distributed file
+    of_train: bool = False  # score with what has not seen the valid split, to judge it by
 
     def worker(self) -> Any:
         """The loaded worker of this process; runs on executors, inside a task."""
         from flmrec_spark.lm import worker  # here: the driver needs no torch to plan the stage
 
         folder, device = self.place()
-        return worker.load(folder, precision=self.precision, packed=self.packed, device=device)
+        ways: dict[str, Any] = {"precision": self.precision, "packed": self.packed, "of_train": self.of_train}
+        return worker.load(folder, device=device, **ways)
 
     def place(self) -> tuple[Path, str]:
         """The unpacked bundle on this executor and the task's device; torch gets the task's threads."""
@@ -82,6 +85,10 @@ class Shipped:
     cost: CostModel
     usage: Usage  # what the tasks of this shipment tell of themselves
 
+    def of_train(self) -> Shipped:
+        """The same, with what has not seen the valid split, to judge that by."""
+        return replace(self, bundle=replace(self.bundle, of_train=True))
+
 
 def profile_columns(prompts: DataFrame) -> list[str]:
     """The columns of `user_prompts` that a template may show."""
@@ -113,8 +120,9 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
       n: length of a list at most; shorter when fewer items are left.
 
     Returns:
-      user_id, rank (1 is best), item_id, score (calibrated probability), has_history, history_cut (interactions
-      that the token budget left out), reason. A user without a list has one row of rank 0 that says why.
+      user_id, rank (1 is best), item_id, score (orders the list), probability (calibrated, that the user likes the
+      item), has_history, history_cut (interactions that the token budget left out), reason. A user without a list has
+      one row of rank 0 that says why.
     """
     profile = profile_columns(users)
     bundle, usage = shipped.bundle, shipped.usage
@@ -132,70 +140,35 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
 
 
 @dataclass(frozen=True)
-class User:
-    """A row of `user_prompts`; items are places in the catalogue, H of them in the history, newest first."""
-
-    user_id: str
-    profile: dict[str, Any]
-    history: Any  # int (H,), -1 for an item that has left the catalogue
-    is_liked: list[bool]  # (H,)
-    values: list[float | None]  # (H,) what each interaction was worth
-    excluded: Any  # int (E,)
-    candidates: Any  # int (C,), or None for all
-
-    def interactions(self, fields: list[dict[str, Any]], n: int) -> list[Any]:
-        """`segments.Interaction` of the n newest, less those that have left the catalogue."""
-        from flmrec_spark.lm.segments import Interaction
-
-        newest = zip(self.history[:n].tolist(), self.is_liked, self.values, strict=False)
-        return [Interaction(fields[place], is_liked, value) for place, is_liked, value in newest if place >= 0]
-
-
-def users_of(batch: pa.RecordBatch, catalogue: Any, profile: list[str]) -> Iterator[User]:
-    """The users of a batch of `user_prompts`; item ids become the catalogue's `places` without an object per id."""
-    excluded, candidates = (_places(batch.column(name), catalogue) for name in (c.EXCLUDED, c.CANDIDATES))
-    entries = batch.column(c.HISTORY).flatten()
-    places = catalogue.places(entries.field(c.ITEM_ID))
-    liked, values = entries.field(c.IS_LIKED).to_pylist(), entries.field(c.VALUE).to_pylist()
-    sizes = batch.column(c.HISTORY).value_lengths().fill_null(0).to_pylist()
-    end = 0
-    rows = batch.select([c.USER_ID, *profile]).to_pylist()
-    for row, size, own, asked in zip(rows, sizes, excluded, candidates, strict=True):
-        part, end = slice(end, end + size), end + size
-        known = {name: row[name] for name in profile}
-        yield User(row[c.USER_ID], known, places[part], liked[part], values[part], own, asked)
-
-
-def _places(lists: pa.ListArray, catalogue: Any) -> list[Any]:
-    flat = catalogue.places(lists.flatten())
-    sizes = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    parts = np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else []
-    return [
-        part[part >= 0] if is_valid else None
-        for part, is_valid in zip(parts, lists.is_valid().to_pylist(), strict=True)
-    ]
-
-
-@dataclass(frozen=True)
 class Answer:
-    """What the model says of one user: probabilities of the items of the scorer, or of some, or why there are none."""
+    """What the model says of one user's items: all of the scorer's, or some, or why it says nothing."""
 
     has_history: bool
     n_cut: int
     reason: str | None = None
-    asked: Any = None  # the scorer's rows that `values` belong to; None for all
+    asked: Any = None  # the scorer's rows that `said` belongs to; None for all
     is_left: Any = None  # bool (items of the scorer,): not excluded
-    values: Any = None
+    said: Any = None  # judge.Said
 
-    def best(self, values: Any, n: int) -> tuple[Any, Any]:
-        """The scorer's rows of the n best values, best first, and these; `values` as the answer's own."""
+    def best(self, values: Any, n: int, probability: Any = None) -> Best:
+        """The n items with the best values; `values` and `probability` as the answer's own."""
         top = best(values, n, allowed=self.is_left if self.asked is None else None)
-        return (top if self.asked is None else self.asked[top]), values[top]
+        rows = top if self.asked is None else self.asked[top]
+        return Best(rows, values[top], None if probability is None else probability[top])
+
+
+@dataclass(frozen=True)
+class Best:
+    """Items of a list, best first."""
+
+    rows: Any  # the scorer's
+    scores: Any
+    probabilities: Any  # None where nobody said
 
 
 def _list(user: User, worker: Any, n: int, meter: Meter) -> pa.RecordBatch:
     answer = answer_of(user, worker, meter)
-    return list_rows(user, worker, answer, None if answer.values is None else answer.best(answer.values, n))
+    return list_rows(user, worker, answer, answer.said and answer.best(answer.said.score, n, answer.said.probability))
 
 
 def answer_of(user: User, worker: Any, meter: Meter) -> Answer:
@@ -214,18 +187,18 @@ def answer_of(user: User, worker: Any, meter: Meter) -> Answer:
         asked = asked[is_left[asked]]
     if not (is_left.any() if asked is None else len(asked)):
         return Answer(has_history, segment.n_cut, NO_CANDIDATES)
-    bias = worker.biases.user.get(user.user_id, 0.0)
-    values = worker.scorer.score(segment.ids, user_bias=bias, items=asked)
-    meter.add(pairs=len(values), user_tokens=len(segment.ids))
-    return Answer(has_history, segment.n_cut, asked=asked, is_left=is_left, values=values)
+    taste = worker.judge.taste(user.history, user.is_liked)
+    said = worker.judge.says(segment.ids, user.user_id, taste, items=asked)
+    meter.add(pairs=len(said.score), user_tokens=len(segment.ids))
+    return Answer(has_history, segment.n_cut, asked=asked, is_left=is_left, said=said)
 
 
-def list_rows(user: User, worker: Any, answer: Answer, top: tuple[Any, Any] | None) -> pa.RecordBatch:
+def list_rows(user: User, worker: Any, answer: Answer, top: Best | None) -> pa.RecordBatch:
     """Rows of OUTPUT; `top` as Answer.best gives it."""
     if top is None:
         return _rows(user, answer.has_history, answer.n_cut, reason=answer.reason)
-    listed = worker.catalogue.ids.take(pa.array(worker.catalogue.listed[top[0]]))
-    return _rows(user, answer.has_history, answer.n_cut, items=listed, values=top[1])
+    listed = worker.catalogue.ids.take(pa.array(worker.catalogue.listed[top.rows]))
+    return _rows(user, answer.has_history, answer.n_cut, items=listed, top=top)
 
 
 def _known(rows: Any) -> Any:
@@ -233,15 +206,17 @@ def _known(rows: Any) -> Any:
 
 
 def _rows(
-    user: User, has_history: bool, n_cut: int, *, items: Any = None, values: Any = None, reason: str | None = None
+    user: User, has_history: bool, n_cut: int, *, items: Any = None, top: Best | None = None, reason: str | None = None
 ) -> pa.RecordBatch:
-    n = 1 if items is None else len(items)
-    first = 0 if items is None else 1
+    n = 1 if top is None else len(items)
+    first = 0 if top is None else 1
+    scores, probabilities = (None, None) if top is None else (top.scores, top.probabilities)
     columns = {
         c.USER_ID: pa.array([user.user_id] * n, pa.string()),
         c.RANK: pa.array(np.arange(first, first + n), pa.int32()),
-        c.ITEM_ID: pa.nulls(1, pa.string()) if items is None else items,
-        c.SCORE: pa.nulls(1, pa.float64()) if items is None else pa.array(values, pa.float64()),
+        c.ITEM_ID: pa.nulls(n, pa.string()) if items is None else items,
+        c.SCORE: pa.nulls(n, pa.float64()) if scores is None else pa.array(scores, pa.float64()),
+        c.PROBABILITY: pa.nulls(n, pa.float64()) if probabilities is None else pa.array(probabilities, pa.float64()),
         c.HAS_HISTORY: pa.array([has_history] * n, pa.bool_()),
         "history_cut": pa.array([n_cut] * n, pa.int32()),
         c.REASON: pa.array([reason] * n, pa.string()),

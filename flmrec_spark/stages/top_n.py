@@ -16,7 +16,7 @@ def staged(scored: DataFrame, *, run_id: str) -> DataFrame:
 def published(top_n: DataFrame, *, n: int) -> DataFrame:
     """The first n of each list as rows of the table `recommendations`, a user's rows side by side in one file."""
     lists = top_n.where(F.col(c.RANK).between(1, n)).select(
-        c.USER_ID, c.RANK, c.ITEM_ID, c.SCORE, c.HAS_HISTORY, c.RUN_ID
+        c.USER_ID, c.RANK, c.ITEM_ID, c.SCORE, c.PROBABILITY, c.HAS_HISTORY, c.RUN_ID
     )
     return lists.repartitionByRange(c.USER_ID).sortWithinPartitions(c.USER_ID, c.RANK)
 

@@ -13,7 +13,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
-from flmrec_spark.stages.scores import Shipped, profile_columns, users_of
+from flmrec_spark.stages.scores import Shipped, profile_columns
+from flmrec_spark.stages.users import users_of
 
 USERS = 32
 _SEED = 1
@@ -34,12 +35,13 @@ def chosen_precision(prompts: DataFrame, shipped: Shipped, *, n: int) -> DataFra
         folder, device = bundle.place()
         found, catalogue = worker.opened(folder)
         segmenter = found.segmenter()
-        segments = [
-            segmenter.user(user.profile, user.interactions(catalogue.fields, segmenter.history_length))
-            for batch in batches
-            for user in users_of(batch, catalogue, profile)
-        ]
-        users = [segment.ids for segment in segments if segment is not None]
+        users = []
+        for batch in batches:
+            for user in users_of(batch, catalogue, profile):
+                history = user.interactions(catalogue.fields, segmenter.history_length)
+                segment = segmenter.user(user.profile, history)
+                if segment is not None:
+                    users.append(trial.Asked(user.user_id, segment.ids, user.history, user.is_liked))
         choice = trial.choose(folder, users, n=n, packed=bundle.packed, device=device)
         yield pa.RecordBatch.from_pydict({"precision": [choice.precision], "reason": [choice.reason]})
 

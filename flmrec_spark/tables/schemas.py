@@ -158,7 +158,8 @@ TOP_N = TableSchema(
         Column(c.USER_ID, STRING, "for whom"),
         Column(c.RANK, INT, "1 is best; 0 when there is no list"),
         Column(c.ITEM_ID, STRING, "what", nullable=True),
-        Column(c.SCORE, DOUBLE, "calibrated probability that the user likes the item", nullable=True),
+        Column(c.SCORE, DOUBLE, "what orders the list, 0 to 1", nullable=True),
+        Column(c.PROBABILITY, DOUBLE, "calibrated probability that the user likes the item", nullable=True),
         Column(c.HAS_HISTORY, BOOLEAN, "false: listed from profile and item text alone"),
         Column("history_cut", INT, "interactions of the history that the token budget left out"),
         Column(c.REASON, STRING, "why there is no list", nullable=True),
@@ -181,13 +182,15 @@ RECOMMENDATIONS = TableSchema(
         Column(c.USER_ID, STRING, "for whom"),
         Column(c.RANK, INT, "1 is best, without gaps"),
         Column(c.ITEM_ID, STRING, "what"),
-        Column(c.SCORE, DOUBLE, "calibrated probability that the user likes the item, 0 to 1"),
+        Column(c.SCORE, DOUBLE, "what orders the list, 0 to 1: how probably the item is what the user likes next"),
+        Column(c.PROBABILITY, DOUBLE, "calibrated probability that the user likes the item", nullable=True),
         Column(c.HAS_HISTORY, BOOLEAN, "false: a new user, listed from profile and item text alone"),
         Column(c.RUN_ID, STRING, "run that made the list; see the table runs"),
     ),
     checks=(
         ("rank_from_1", f"{c.RANK} >= 1"),
-        ("score_is_probability", f"NOT isnan({c.SCORE}) AND {c.SCORE} BETWEEN 0 AND 1"),
+        ("score_in_unit", f"NOT isnan({c.SCORE}) AND {c.SCORE} BETWEEN 0 AND 1"),
+        ("probability_in_unit", f"{c.PROBABILITY} IS NULL OR {c.PROBABILITY} BETWEEN 0 AND 1"),
     ),
 )
 

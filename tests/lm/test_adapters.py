@@ -108,7 +108,7 @@ def test_only_the_adapter_the_head_and_the_biases_train(world, method, precision
     changed = {name for name in changed if "lora_E" not in name}  # of a cut rank it ends where it began, at 0
     trained = {name for name in before if "lora_A" in name or "lora_B" in name or "lora_magnitude" in name}
     assert {name for name in changed if name.startswith("backbone.")} == trained
-    assert "item_weight" in changed
+    assert "rating.item_weight" in changed
 
 
 def test_adalora_ends_with_the_rank_that_was_asked_for(world):

@@ -31,10 +31,10 @@ def model_of(join: str) -> SegmentedModel:
         item_position=20,
         item_tokens=8,
     )
-    for number, weight in enumerate((model.item_weight, model.user_weight)):
+    for number, weight in enumerate((model.rating.item_weight, model.rating.user_weight)):
         weight.data.normal_(generator=torch.Generator().manual_seed(number))
-    model.dot.data.fill_(0.5)
-    model.offset.data.fill_(-0.25)
+    model.rating.dot.data.fill_(0.5)
+    model.rating.offset.data.fill_(-0.25)
     return model.eval()
 
 

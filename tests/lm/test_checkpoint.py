@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import checkpoint, folders, manifest
-from flmrec_spark.lm.checkpoint import Biases, Calibration
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.segments import Segmenter
@@ -39,7 +40,7 @@ FILES = (
 
 def segmented() -> SegmentedModel:
     model = SegmentedModel(tiny_bert(n_layers=2), join="layer", join_layer=1, item_position=30, item_tokens=10)
-    for weight in (model.item_weight, model.user_weight):
+    for weight in (model.rating.item_weight, model.rating.user_weight):
         weight.data.normal_(generator=torch.Generator().manual_seed(7))
     return model.eval()
 
@@ -191,7 +192,10 @@ def test_another_tokenizer_does_not_match_even_with_a_manifest_made_for_it(folde
         read_all(folder)
 
 
-@pytest.mark.parametrize("calibration", ['{"slope": -1.0, "intercept": 0.0}', '{"slope": 1.0, "intercept": NaN}'])
+@pytest.mark.parametrize(
+    "calibration",
+    ['{"rating": {"slope": -1.0}, "listing": null}', '{"rating": {"slope": 1.0, "intercept": NaN}, "listing": null}'],
+)
 def test_a_calibration_that_turns_the_order_is_refused(folder, calibration):
     (folder / "calibration.json").write_text(calibration)
     remake_manifest(folder)

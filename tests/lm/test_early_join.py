@@ -43,8 +43,8 @@ def wide(family: str) -> torch.nn.Module:
 
 def model_of(family: str, join: str, join_layer: int) -> SegmentedModel:
     model = SegmentedModel(wide(family), join=join, join_layer=join_layer, item_position=20, item_tokens=8).eval()
-    model.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
-    model.user_weight.data.normal_(generator=torch.Generator().manual_seed(8))
+    model.rating.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
+    model.rating.user_weight.data.normal_(generator=torch.Generator().manual_seed(8))
     return model
 
 

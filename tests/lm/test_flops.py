@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flmrec_spark.lm.flops import Shape, item_flops, pair_flops, shape_of, user_flops
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.model import Segment, SegmentedModel
 from tests.tiny import tiny_bert
 
 N_USER, N_ITEM, N_ITEMS = 9, 5, 7
@@ -64,7 +64,7 @@ def test_users_items_and_pairs_cost_what_the_model_runs(join: str, join_layer: i
 def test_the_stock_pair_costs_every_layer_of_both_segments() -> None:
     model, own = segmented("full", 2), shape("full", 2)
     ids, lengths = torch.full((1, N_USER), 7), torch.tensor([N_USER])
-    got, _ = counted(model.pair, ids, lengths, torch.full((1, N_ITEM), 7), torch.tensor([N_ITEM]))
+    got, _ = counted(model.pair, Segment(ids, lengths), Segment(torch.full((1, N_ITEM), 7), torch.tensor([N_ITEM])))
     assert got == pair_flops(own, N_USER, N_ITEM)
     assert (user_flops(own, N_USER), item_flops(own, N_ITEM)) == (0.0, 0.0)
 

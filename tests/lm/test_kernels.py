@@ -46,7 +46,7 @@ def test_every_dense_layer_of_a_model_is_replaced():
 )
 def test_a_packed_scorer_scores_as_the_plain_one_and_leaves_the_model_alone(join, join_layer):
     model = SegmentedModel(tiny_bert(), join=join, join_layer=join_layer, item_position=20, item_tokens=8).eval()
-    model.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
+    model.rating.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
     tokens = torch.randint(5, 60, (9, 6), generator=torch.Generator().manual_seed(8), dtype=torch.int32)
     items = TokenBlock(tokens.numpy(), torch.full((9,), 6, dtype=torch.int32).numpy())
     plain = Scorer(model, items).logits([5, 6, 7, 8])

@@ -91,16 +91,16 @@ def test_scores_keep_their_bits_when_the_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch, join: str, join_layer: int, packed: bool
 ) -> None:
     model = SegmentedModel(tiny_bert(), join=join, join_layer=join_layer, item_position=20, item_tokens=8).eval()
-    model.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
+    model.rating.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
     chosen = np.arange(0, 1200, 3)
     unbroken = Scorer(model, catalog(1200), packed=packed)
     expected = [unbroken.logits([5, 6, 7]), unbroken.logits([5, 6, 7], items=chosen)]
     scorer = Scorer(model, catalog(1200), packed=packed)
     refused = refusing(scorer.attention.attend, lambda items, user, block: block.stop - block.start, 100)
     monkeypatch.setattr(scorer.attention, "attend", refused)
-    joined = refusing(scorer.model.join_items, lambda users, items, grid: grid.shape[1], 70)
-    monkeypatch.setattr(scorer.model, "join_items", joined)
-    monkeypatch.setattr(scorer.model, "pair", refusing(scorer.model.pair, lambda ids, *rest: len(ids), 70))
+    joined = refusing(scorer.model.joined, lambda users, items, grid: grid.shape[1], 70)
+    monkeypatch.setattr(scorer.model, "joined", joined)
+    monkeypatch.setattr(scorer.model, "pair", refusing(scorer.model.pair, lambda user, item: len(user.ids), 70))
     np.testing.assert_array_equal(scorer.logits([5, 6, 7]), expected[0])
     np.testing.assert_array_equal(scorer.logits([5, 6, 7], items=chosen), expected[1])
     assert min(scorer._last_blocks.size, scorer._early_blocks.size) in (32, 64)  # it was refused
@@ -110,7 +110,7 @@ def test_item_states_keep_their_bits_when_the_memory_runs_out(monkeypatch: pytes
     model = SegmentedModel(tiny_bert(), join="layer", join_layer=2, item_position=20, item_tokens=8).eval()
     scorer = Scorer(model, catalog(300))
     expected = scorer.encode(catalog(300))
-    encode = refusing(scorer.model.encode_items, lambda ids, lengths: len(ids), 50)
+    encode = refusing(scorer.model.encode_items, lambda ids, lengths, factors: len(ids), 50)
     monkeypatch.setattr(scorer.model, "encode_items", encode)
     for got, whole in zip(scorer.encode(catalog(300)).parts(), expected.parts(), strict=True):
         np.testing.assert_array_equal(got.numpy(), whole.numpy())

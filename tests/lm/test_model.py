@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flmrec_spark.errors import ConfigError
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.model import Segment, SegmentedModel
 from tests.tiny import tiny_bert
 
 N_LAYERS = 3
@@ -22,7 +22,7 @@ def segmented(*, join: str = "layer", join_layer: int = N_LAYERS - 1) -> Segment
         tiny_bert(), join=join, join_layer=join_layer, item_position=ITEM_POSITION, item_tokens=ITEM_TOKENS
     ).eval()
     generator = torch.Generator().manual_seed(7)
-    for weight in (model.item_weight, model.user_weight):
+    for weight in (model.rating.item_weight, model.rating.user_weight):
         weight.data.normal_(generator=generator)
     return model
 
@@ -48,7 +48,7 @@ def stock_logit(model: SegmentedModel, user: list[int], item: list[int]) -> floa
             output = _without_feed_forward(block, hidden, mask, output, n_user)
         hidden = output
     states = hidden[0]
-    return float(model.head(states[n_user], states[:n_user].mean(0)))
+    return float(model.rating(states[n_user], states[:n_user].mean(0)))
 
 
 def _without_feed_forward(block, hidden: Tensor, mask: Tensor, output: Tensor, n_user: int) -> Tensor:
@@ -68,7 +68,7 @@ def model_logits(model: SegmentedModel, users: list[list[int]], items: list[list
     if model.join == "full":
         pairs = [(user, item) for user in users for item in items]
         user_ids, item_ids = padded([user for user, _ in pairs]), padded([item for _, item in pairs])
-        return model.pair(*user_ids, *item_ids).view(len(users), len(items))
+        return model.rating(*model.pair(Segment(*user_ids), Segment(*item_ids))).view(len(users), len(items))
     grid = torch.arange(len(items)).expand(len(users), -1)
     return model.join_items(model.encode_users(*padded(users)), model.encode_items(*padded(items)), grid)
 
@@ -104,7 +104,7 @@ def test_join_layer_zero_is_the_stock_model_with_one_4d_mask():
         token_type_ids=torch.tensor([[0] * 4 + [1] * 3]),
         position_ids=torch.tensor([[0, 1, 2, 3, ITEM_POSITION, ITEM_POSITION + 1, ITEM_POSITION + 2]]),
     ).last_hidden_state[0]
-    expected = model.head(output[4], output[:4].mean(0))
+    expected = model.rating(output[4], output[:4].mean(0))
     torch.testing.assert_close(model_logits(model, [user], [item])[0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -120,8 +120,8 @@ def test_items_do_not_change_what_a_user_is():
 def test_the_join_layer_decides_whether_the_history_reaches_the_item():
     towers, joined = segmented(join_layer=N_LAYERS), segmented(join_layer=N_LAYERS - 1)
     for model in (towers, joined):
-        model.user_weight.data.zero_()
-        model.dot.data.zero_()  # only attention could carry the user to the item now
+        model.rating.user_weight.data.zero_()
+        model.rating.dot.data.zero_()  # only attention could carry the user to the item now
     users = [[5, 6, 7], [50, 51, 52]]
     apart = model_logits(towers, users, [[8, 9]])
     together = model_logits(joined, users, [[8, 9]])

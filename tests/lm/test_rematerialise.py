@@ -32,8 +32,8 @@ def gradients(model: SegmentedModel) -> tuple[dict[str, torch.Tensor], int]:
     bias = BiasTerms((counts[:2], counts[:2] / 2), (counts, counts / 2))
     torch.manual_seed(1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        logits = training.step_logits(model, bias, OWN, CATALOG, bias_dropout=0.0)
-        value = training.loss(logits, OWN, whole=OWN, log_share=FLAT, config=FinetuneConfig(ranking_weight=0.5))
+        logits, _ = training.step_logits(model, bias, OWN, CATALOG, bias_dropout=0.0)
+        value = training.loss(logits, logits, OWN, whole=OWN, log_share=FLAT, config=FinetuneConfig(ranking_weight=0.5))
     value.backward()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found = {name: own.grad for name, own in model.named_parameters() if own.grad is not None}

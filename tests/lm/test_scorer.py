@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmrec_spark.lm import scorer as module
-from flmrec_spark.lm.checkpoint import Calibration
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.blending import Calibration
+from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.ranking import best
@@ -26,7 +26,7 @@ USERS = [[5, 6, 7, 8], [9], [40, 41, 42, 43, 44, 45, 46]]
 def segmented(join: str, join_layer: int) -> SegmentedModel:
     model = SegmentedModel(tiny_bert(), join=join, join_layer=join_layer, item_position=20, item_tokens=8).eval()
     generator = torch.Generator().manual_seed(7)
-    for weight in (model.item_weight, model.user_weight):
+    for weight in (model.rating.item_weight, model.rating.user_weight):
         weight.data.normal_(generator=generator)
     return model
 
@@ -46,7 +46,7 @@ def uncached(model: SegmentedModel, user: list[int], items: TokenBlock) -> list[
         item = torch.from_numpy(items.ids[row : row + 1, :length]).long()
         one, n_user, n_item = torch.tensor([user]), torch.tensor([len(user)]), torch.tensor([length])
         if model.join == "full":
-            logit = model.pair(one, n_user, item, n_item)[0]
+            logit = model.rating(*model.pair(Segment(one, n_user), Segment(item, n_item)))[0]
         else:
             states = model.encode_users(one, n_user), model.encode_items(item, n_item)
             logit = model.join_items(*states, torch.tensor([[0]]))[0, 0]

@@ -137,4 +137,5 @@ def test_a_teacher_that_is_not_there_or_reads_other_tables_is_told(world):
     own = trainer(taught(world, 0.5))
     data, fields = own.data, ([], ["group"])
     with pytest.raises(ConfigError, match=r"finetune.teacher: .*foreign: .*unknown field \{genre\}"):
-        Teacher(str(world / "foreign"), data.catalog, data.train, data.user_ids, fields, torch.device("cpu"))
+        whole = data.catalog, data.train, data.user_ids, fields
+        Teacher(str(world / "foreign"), *whole, torch.device("cpu"), lambda factors: np.zeros((0, factors.width)))

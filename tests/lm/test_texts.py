@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flmrec_spark.lm.checkpoint import Calibration
+from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import Segmenter
@@ -20,7 +20,7 @@ ITEMS = [{"item_id": "1", "title": "ab"}, {"item_id": "2", "title": "xyz"}]
 @pytest.fixture(scope="module", params=["layer", "full"])
 def parts(request: pytest.FixtureRequest) -> tuple[Scorer, Segmenter]:
     model = SegmentedModel(tiny_bert(), join=request.param, join_layer=2, item_position=30, item_tokens=10).eval()
-    model.item_weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    model.rating.item_weight.data.normal_(generator=torch.Generator().manual_seed(1))
     own = Segmenter(tiny_tokenizer(), load_template("en"), user_tokens=30, item_tokens=10, history_length=3)
     segments = [segment or [] for segment in own.items(ITEMS)]
     return Scorer(model, own.block(segments), calibration=Calibration(1.5, 0.5)), own

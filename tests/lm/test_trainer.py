@@ -24,7 +24,7 @@ def test_gradients_of_bf16_are_those_of_float32_up_to_its_rounding(world):
     found = []
     for precision in ("fp32", "bf16"):
         own = trainer(world, precision=precision)
-        own.model.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
+        own.model.rating.item_weight.data.normal_(generator=torch.Generator().manual_seed(7))
         own.model.train()
         step = next(own.steps())
         own._backward(step, step)

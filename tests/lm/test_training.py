@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2Model
 from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm import training
 from flmrec_spark.lm.batches import Step
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
 from tests.tiny import tiny_bert
@@ -33,7 +33,9 @@ def step(items: list[list[int]], labels: list[list[float]]) -> Step:
 
 def loss(logits: list[list[float]], own: Step, share: np.ndarray = FLAT, **settings: float) -> float:
     config = FinetuneConfig(**settings)
-    return float(training.loss(torch.tensor(logits), own, whole=own, log_share=share, config=config))
+    return float(
+        training.loss(torch.tensor(logits), torch.tensor(logits), own, whole=own, log_share=share, config=config)
+    )
 
 
 def sigmoid(value: float) -> float:
@@ -74,7 +76,7 @@ def test_a_refused_item_leaves_every_gradient_finite():
     own = step([[1, -1], [1, 2]], [[1], [1]])
     logits = torch.tensor([[2.0, 0.0], [1.0, 1.0]], requires_grad=True)
     share = np.array([-np.inf, 0, 0, 0], dtype=np.float32)  # item 0, which stands in for no item
-    training.loss(logits, own, whole=own, log_share=share, config=FinetuneConfig()).backward()
+    training.loss(logits, logits, own, whole=own, log_share=share, config=FinetuneConfig()).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
@@ -86,7 +88,7 @@ def segmented(join: str, join_layer: int, *, dropout: float = 0.0) -> SegmentedM
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
     model.family.attention_dropout = dropout
-    for weight in (model.item_weight, model.user_weight):
+    for weight in (model.rating.item_weight, model.rating.user_weight):
         weight.data.normal_(generator=torch.Generator().manual_seed(7))
     return model.train()
 
@@ -105,8 +107,8 @@ def test_the_gradients_of_two_parts_add_up_to_those_of_one(join, join_layer):
     for n_parts in (1, 2):
         model, bias = segmented(join, join_layer), BiasTerms((counts[:2], counts[:2] / 2), (counts, counts / 2))
         for part in own.split(n_parts):
-            logits = training.step_logits(model, bias, part, CATALOG, bias_dropout=0.0)
-            training.loss(logits, part, whole=own, log_share=FLAT, config=config).backward()
+            logits, _ = training.step_logits(model, bias, part, CATALOG, bias_dropout=0.0)
+            training.loss(logits, logits, part, whole=own, log_share=FLAT, config=config).backward()
         everything = [*model.named_parameters(), *bias.named_parameters()]
         found.append({name: value.grad for name, value in everything if value.grad is not None})
     assert found[0].keys() == found[1].keys()
@@ -119,14 +121,14 @@ def test_the_gradients_of_two_parts_add_up_to_those_of_one(join, join_layer):
 def test_training_logits_are_those_of_the_model_on_each_pair(join, join_layer):
     own = step([[0, 1, 2, 3], [1, 0, 2, -1]], [[1, 0], [0, 1]])
     model = segmented(join, join_layer).eval()
-    got = training.step_logits(model, BiasTerms(None, None), own, CATALOG, bias_dropout=0.0)
+    got, _ = training.step_logits(model, BiasTerms(None, None), own, CATALOG, bias_dropout=0.0)
     for row, column in np.argwhere(own.items >= 0):
         n_user, item = int(own.prefixes.lengths[row]), int(own.items[row, column])
         user = torch.from_numpy(own.prefixes.ids[row : row + 1, :n_user]).long()
         asked = torch.from_numpy(CATALOG.ids[item : item + 1, : CATALOG.lengths[item]]).long()
         lengths = torch.tensor([n_user]), torch.tensor([int(CATALOG.lengths[item])])
         if join == "full":
-            expected = model.pair(user, lengths[0], asked, lengths[1])[0]
+            expected = model.rating(*model.pair(Segment(user, lengths[0]), Segment(asked, lengths[1])))[0]
         else:
             states = model.encode_users(user, lengths[0]), model.encode_items(asked, lengths[1])
             expected = model.join_items(*states, torch.tensor([[0]]))[0, 0]
@@ -136,7 +138,7 @@ def test_training_logits_are_those_of_the_model_on_each_pair(join, join_layer):
 def test_under_bf16_a_logit_keeps_its_32_bits():
     own = step([[0, 1, 2, 3], [1, 0, 2, -1]], [[1, 0], [0, 1]])
     with torch.autocast("cpu", torch.bfloat16):
-        logits = training.step_logits(segmented("layer", 1), BiasTerms(None, None), own, CATALOG, bias_dropout=0.0)
+        logits, _ = training.step_logits(segmented("layer", 1), BiasTerms(None, None), own, CATALOG, bias_dropout=0.0)
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
 
@@ -230,7 +232,7 @@ def test_the_rate_of_a_layer_decays_below_the_last_and_every_parameter_has_one_g
     assert rates["backbone.encoder.layer.1.attention.self.query.weight"] == 0.8
     assert rates["backbone.encoder.layer.0.output.LayerNorm.bias"] == 0.4
     assert rates["backbone.embeddings.word_embeddings.weight"] == 0.2
-    assert rates["item_weight"] == config.head_learning_rate
+    assert rates["rating.item_weight"] == config.head_learning_rate
     grouped = [id(value) for group in made.param_groups for value in group["params"]]
     assert sorted(grouped) == sorted(id(value) for value in (*model.parameters(), *bias.parameters()))
 

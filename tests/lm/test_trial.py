@@ -20,7 +20,7 @@ from tests.scored import ITEM_TOKENS, USER_TOKENS, write_checkpoint
 from tests.tiny import tiny_tokenizer
 
 N_ITEMS = 300
-USERS = [[2, 5 + at, 9, 7 + at, 3] for at in range(12)]
+USERS = [trial.Asked(f"{at}", [2, 5 + at, 9, 7 + at, 3], np.zeros(0, dtype=np.intp), []) for at in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def test_a_faster_format_whose_lists_hold_is_taken_and_the_numbers_are_told(
 def test_lists_that_lose_likes_lead_to_the_next_format(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(precision.DTYPES, "half", torch.float32)
     monkeypatch.setitem(precision.DTYPES, "broken", torch.float32)
-    score = Scorer.score
+    score = Scorer.head_logits
     n_models: list[int] = []
 
     def noisy(self: Scorer, user: list[int], **named: Any) -> Any:
         values = score(self, user, **named)
         if self in made:
-            return values[::-1].copy()
+            return values[:, ::-1].copy()
         return values
 
     made: list[Scorer] = []
@@ -85,7 +85,7 @@ def test_lists_that_lose_likes_lead_to_the_next_format(bundle: Path, monkeypatch
 
     initial = Scorer.__init__
     monkeypatch.setattr(Scorer, "__init__", init)
-    monkeypatch.setattr(Scorer, "score", noisy)
+    monkeypatch.setattr(Scorer, "head_logits", noisy)
     rates = {"fp32": 1e11, "half": 4e11, "broken": 9e11}
     found = choose(bundle, monkeypatch, rates)
     assert found.precision == "half"

@@ -1,4 +1,4 @@
-"""Validation as the lists are served, worked out by hand, and the calibration fitted on it."""
+"""Validation as the lists are served, worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flmrec_spark.lm import validation as module
 from flmrec_spark.lm.dataset import Catalog, Examples
 from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
-from flmrec_spark.lm.validation import Validation, calibrate, validate
+from flmrec_spark.lm.validation import Validation, validate
 from tests.lm.test_scorer import catalog as tokens
 from tests.lm.test_scorer import segmented, uncached
 
@@ -25,8 +25,9 @@ class Told:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def logits(self, user: list[int]) -> np.ndarray:
-        return np.array(LOGITS[user[0]])
+    def head_logits(self, user: list[int], *, items: np.ndarray | None, factors: None) -> np.ndarray:
+        assert items is None and factors is None
+        return np.array([LOGITS[user[0]]])
 
 
 def catalog(is_known: list[bool] | None = None) -> Catalog:
@@ -40,7 +41,8 @@ def examples(rows: list[tuple[int, int, list[int], list[float]]]) -> Examples:
     targets, labels = np.full((len(rows), width), -1), np.zeros((len(rows), width), dtype=np.float32)
     for at, (_, _, asked, liked) in enumerate(rows):
         targets[at, : len(asked)], labels[at, : len(asked)] = asked, liked
-    return Examples([[token] for token, *_ in rows], np.array([user for _, user, _, _ in rows]), targets, labels, 0)
+    users = np.array([user for _, user, _, _ in rows])
+    return Examples([[token] for token, *_ in rows], users, targets, labels, 0, np.ones(len(rows), dtype=np.int64))
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def run(
 
 def test_metrics_are_those_of_the_observed_targets(told):
     found = run(examples([(5, 0, [0, 2], [1, 0]), (6, 1, [3, 1, 0], [0, 1, 0])]))
-    assert found.logits.tolist() == [3.0, 1.0, 3.0, 1.0, 0.0]
+    assert found.asked.text.tolist() == [3.0, 1.0, 3.0, 1.0, 0.0]
     assert found.labels.tolist() == [1, 0, 0, 1, 0]
     assert found.metrics["uauc"] == pytest.approx((1.0 + 0.5) / 2)
     # liked 3 and 1 against 1, 3, 0: 3 > 1, 3 = 3, 3 > 0, 1 = 1, 1 < 3, 1 > 0
@@ -100,38 +102,15 @@ def test_bias_terms_count_as_they_do_in_scoring(told):
     bias.user.data = bias.user.new_tensor([10.0, -10.0])
     bias.item.data = bias.item.new_tensor([0.0, 0.5, 0.0, 0.0])
     found = run(examples([(5, 1, [1, 0], [1, 0])]), bias=bias)
-    assert found.logits.tolist() == [2.0 + 0.5 - 10.0, 3.0 - 10.0]
+    assert found.asked.text.tolist() == [2.0 + 0.5 - 10.0, 3.0 - 10.0]
 
 
 def test_logits_are_those_of_the_model_and_its_mode_is_put_back():
     model, block = segmented("layer", 1), tokens()
     items = Catalog([str(at) for at in range(len(block))], [], block, np.ones(len(block), dtype=bool))
-    data = Examples([[5, 6, 7]], np.array([0]), np.array([[4, 1]]), np.array([[1, 0]], dtype=np.float32), 0)
+    data = Examples([[5, 6, 7]], np.array([0]), np.array([[4, 1]]), np.array([[1, 0]], dtype=np.float32), 0, np.ones(1))
     model.train()
     found = validate(model, BiasTerms(None, None), data, items, seen=np.array([], dtype=np.int64), precision="fp32")
     assert model.training
     expected = uncached(model.eval(), [5, 6, 7], block)
-    np.testing.assert_allclose(found.logits, [expected[4], expected[1]], rtol=1e-5, atol=1e-5)
-
-
-def observed(logits: np.ndarray, labels: np.ndarray) -> Validation:
-    return Validation({}, logits.astype(np.float32), labels.astype(np.float32))
-
-
-def test_calibration_finds_the_slope_and_intercept_that_made_the_labels():
-    random = np.random.default_rng(1)
-    logits = random.normal(size=40_000)
-    labels = random.random(40_000) < 1 / (1 + np.exp(-(2.0 * logits - 0.5)))
-    found = calibrate(observed(logits, labels))
-    assert (found.slope, found.intercept) == (pytest.approx(2.0, abs=0.06), pytest.approx(-0.5, abs=0.04))
-
-
-def test_separable_rows_give_a_finite_slope_and_platts_probabilities():
-    found = calibrate(observed(np.array([-1.0, -1.0, 1.0, 1.0]), np.array([0, 0, 1, 1])))
-    # Platt's targets: (2 + 1) / (2 + 2) for the liked rows, 1 / (2 + 2) for the others
-    np.testing.assert_allclose(found.probability(np.array([-1.0, 1.0])), [0.25, 0.75], rtol=1e-3)
-
-
-def test_calibration_never_turns_the_order_and_needs_both_labels():
-    assert calibrate(observed(np.array([1.0, 2.0, -1.0]), np.array([0, 0, 1]))).slope == 1.0
-    assert calibrate(observed(np.array([1.0, 2.0]), np.array([1, 1]))).slope == 1.0
+    np.testing.assert_allclose(found.asked.text, [expected[4], expected[1]], rtol=1e-5, atol=1e-5)

@@ -14,7 +14,8 @@ import torch
 
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import checkpoint, manifest, worker
-from flmrec_spark.lm.checkpoint import Biases, Calibration
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import Segmenter
@@ -31,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
     """(tar, its SHA-256) of a tiny checkpoint and five items of which three may be listed."""
     folder = tmp_path_factory.mktemp("bundle")
     model = SegmentedModel(tiny_bert(n_layers=2), join="layer", join_layer=1, item_position=30, item_tokens=24).eval()
-    model.item_weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    model.rating.item_weight.data.normal_(generator=torch.Generator().manual_seed(1))
     own = Segmenter(tiny_tokenizer(), load_template("en"), user_tokens=30, item_tokens=24, history_length=4)
     checkpoint.save(
         folder / "checkpoint",
@@ -132,7 +133,7 @@ def test_a_loaded_worker_scores_as_the_checkpoint_does(loaded, unpacked):
     scorer = Scorer(found.model(), own.block(segments), calibration=found.calibration, item_bias=bias)
     user = own.user({}, [])
     assert user is not None
-    got = loaded.scorer.score(user.ids, user_bias=loaded.biases.user["u"])
+    got = loaded.scorer.score(user.ids, user_bias=loaded.judge.rules.user_bias["u"])
     np.testing.assert_allclose(got, scorer.score(user.ids, user_bias=0.5), rtol=1e-6)
 
 

@@ -54,7 +54,7 @@ class PairFamily(Protocol):
     is_causal: bool  # an item's score token is its last one and the user ends right before the item; else its first
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The stock forward on whole pairs: ids, padded and positions of each segment, (B, P) and (B, S).
+        """The stock forward on whole pairs: words (B, T, ..), padded and positions of each segment, T = P and S.
 
         Returns the last hidden states of the user (B, P, D) and the item (B, S, D).
         """
@@ -69,12 +69,12 @@ class Family(PairFamily, Protocol):
     attention_dropout: float
     kernel: Kernel | None  # attends with it where it can: for inference on a CPU
 
-    def users(self, ids: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
-        """ids (B, P) through all layers, with the keys and values of layers >= join_layer."""
+    def users(self, words: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
+        """words (B, P, ..) through all layers, with the keys and values of layers >= join_layer."""
         ...
 
-    def embed_items(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """ids (N, S) -> (N, S, D), input of layer 0."""
+    def embed_items(self, words: Tensor, positions: Tensor) -> Tensor:
+        """words (N, S, ..), rows of the model's table of words -> (N, S, D), input of layer 0."""
         ...
 
     def alone(self, layer: int, hidden: Tensor, padded: Tensor, positions: Tensor) -> Tensor:
@@ -106,8 +106,8 @@ class SelfJoined(ABC):
     kernel: Kernel | None = None  # for inference on a CPU; set by the scorer
 
     @abstractmethod
-    def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        """ids (B, T) of one segment -> (B, T, D), input of layer 0."""
+    def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        """words (B, T, ..) of one segment, rows of the table of words -> (B, T, D), input of layer 0."""
 
     @abstractmethod
     def project(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,8 +117,8 @@ class SelfJoined(ABC):
     def finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool = True) -> Tensor:
         """As `Family.finish`."""
 
-    def users(self, ids: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
-        hidden = self.embed(ids, positions, USER)
+    def users(self, words: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
+        hidden = self.embed(words, positions, USER)
         keys, values = [], []
         for layer in range(self.n_layers):
             query, key, value = self.project(layer, hidden, positions)
@@ -128,8 +128,8 @@ class SelfJoined(ABC):
             hidden = self.finish(layer, hidden, self._attend(query, key, value, padded))
         return UserLayers(keys, values, hidden)
 
-    def embed_items(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return self.embed(ids, positions, ITEM)
+    def embed_items(self, words: Tensor, positions: Tensor) -> Tensor:
+        return self.embed(words, positions, ITEM)
 
     def alone(self, layer: int, hidden: Tensor, padded: Tensor, positions: Tensor) -> Tensor:
         return self.finish(layer, hidden, self._attend(*self.project(layer, hidden, positions), padded))

@@ -20,8 +20,10 @@ class Decoder(SelfJoined):
     is_causal = True
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        ids, padded, positions = (torch.cat(parts, dim=1) for parts in zip(user, item, strict=True))
-        output = self.backbone(ids, attention_mask=(~padded).long(), position_ids=positions, use_cache=False)
+        words, padded, positions = (torch.cat(parts, dim=1) for parts in zip(user, item, strict=True))
+        output = self.backbone(
+            inputs_embeds=words, attention_mask=(~padded).long(), position_ids=positions, use_cache=False
+        )
         n_user = user[0].shape[1]
         return output.last_hidden_state[:, :n_user], output.last_hidden_state[:, n_user:]
 
@@ -37,8 +39,8 @@ class Gpt2(Decoder):
         self.max_positions = int(config.n_positions)
         self.attention_dropout = float(config.attn_pdrop)
 
-    def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        embedded: Tensor = self.backbone.drop(self.backbone.wte(ids) + self.backbone.wpe(positions))
+    def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        embedded: Tensor = self.backbone.drop(words + self.backbone.wpe(positions))
         return embedded
 
     def project(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,9 +72,8 @@ class Llama(Decoder):
         self.max_positions = min(int(config.max_position_embeddings), int(window))
         self.attention_dropout = float(config.attention_dropout)
 
-    def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        embedded: Tensor = self.backbone.embed_tokens(ids)
-        return embedded
+    def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        return words
 
     def project(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         block = self.backbone.layers[layer]

@@ -23,9 +23,11 @@ class Bert(SelfJoined):
         self.max_positions = int(config.max_position_embeddings)
         self.attention_dropout = float(config.attention_probs_dropout_prob)
 
-    def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        kinds = torch.full_like(ids, segment)
-        embedded: Tensor = self.backbone.embeddings(ids, token_type_ids=kinds, position_ids=positions.expand_as(ids))
+    def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        kinds = torch.full(words.shape[:2], segment, dtype=torch.long, device=words.device)
+        embedded: Tensor = self.backbone.embeddings(
+            inputs_embeds=words, token_type_ids=kinds, position_ids=positions.expand_as(kinds)
+        )
         return embedded
 
     def project(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,14 +45,14 @@ class Bert(SelfJoined):
         return output
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        ids, padded, positions = (torch.cat(parts, dim=1) for parts in zip(user, item, strict=True))
-        kinds = torch.cat([torch.full_like(user[0], USER), torch.full_like(item[0], ITEM)], dim=1)
-        hidden = self._stock(ids, positions, kinds, (~padded).long())
+        words, padded, positions = (torch.cat(parts, dim=1) for parts in zip(user, item, strict=True))
+        kinds = torch.cat([torch.full_like(user[2], USER), torch.full_like(item[2], ITEM)], dim=1)
+        hidden = self._stock(words, positions, kinds, (~padded).long())
         n_user = user[0].shape[1]
         return hidden[:, :n_user], hidden[:, n_user:]
 
-    def _stock(self, ids: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
-        output = self.backbone(ids, attention_mask=mask, token_type_ids=kinds, position_ids=positions)
+    def _stock(self, words: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
+        output = self.backbone(inputs_embeds=words, attention_mask=mask, token_type_ids=kinds, position_ids=positions)
         last: Tensor = output.last_hidden_state
         return last
 
@@ -63,18 +65,18 @@ class Roberta(Bert):
         self._first = int(backbone.config.pad_token_id) + 1
         self.max_positions -= self._first
 
-    def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        return super().embed(ids, positions + self._first, USER)
+    def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        return super().embed(words, positions + self._first, USER)
 
-    def _stock(self, ids: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
-        return super()._stock(ids, positions + self._first, torch.zeros_like(kinds), mask)
+    def _stock(self, words: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
+        return super()._stock(words, positions + self._first, torch.zeros_like(kinds), mask)
 
 
 class Electra(Bert):
     """ELECTRA's discriminator: BERT whose embeddings may be narrower than its layers."""
 
-    def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        embedded = super().embed(ids, positions, segment)
+    def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        embedded = super().embed(words, positions, segment)
         narrow = getattr(self.backbone, "embeddings_project", None)
         return embedded if narrow is None else narrow(embedded)
 
@@ -90,8 +92,9 @@ class DistilBert(Bert):
         self.max_positions = int(config.max_position_embeddings)
         self.attention_dropout = float(config.attention_dropout)
 
-    def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        embedded: Tensor = self.backbone.embeddings(ids, position_ids=positions.expand_as(ids))
+    def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        places = positions.expand(words.shape[:2])
+        embedded: Tensor = self.backbone.embeddings(None, inputs_embeds=words, position_ids=places)
         return embedded
 
     def project(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,8 +110,9 @@ class DistilBert(Bert):
         output: Tensor = block.output_layer_norm(block.ffn(joined) + joined)
         return output
 
-    def _stock(self, ids: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
-        last: Tensor = self.backbone(ids, attention_mask=mask, position_ids=positions).last_hidden_state
+    def _stock(self, words: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
+        output = self.backbone(inputs_embeds=words, attention_mask=mask, position_ids=positions)
+        last: Tensor = output.last_hidden_state
         return last
 
 
@@ -131,10 +135,11 @@ class FullOnly:
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Real tokens are moved together first: padding between the segments would change their distances."""
-        ids, padded = torch.cat([user[0], item[0]], dim=1), torch.cat([user[1], item[1]], dim=1)
+        words, padded = torch.cat([user[0], item[0]], dim=1), torch.cat([user[1], item[1]], dim=1)
         order = padded.int().argsort(dim=1, stable=True)  # (B, P + S)
         mask = (~padded).gather(1, order).long()
-        hidden: Tensor = self.backbone(ids.gather(1, order), attention_mask=mask).last_hidden_state
+        moved = words.gather(1, order[..., None].expand_as(words))
+        hidden: Tensor = self.backbone(inputs_embeds=moved, attention_mask=mask).last_hidden_state
         back = order.argsort(dim=1)[..., None].expand_as(hidden)
         hidden = hidden.gather(1, back)
         n_user = user[0].shape[1]

@@ -39,15 +39,15 @@ class T5:
         self.max_positions = UNBOUNDED
         self.attention_dropout = float(config.dropout_rate)
 
-    def users(self, ids: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
-        hidden: Tensor = self.backbone.encoder(ids, attention_mask=(~padded).long()).last_hidden_state
+    def users(self, words: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
+        hidden: Tensor = self.backbone.encoder(inputs_embeds=words, attention_mask=(~padded).long()).last_hidden_state
         joined = [self._block(layer).layer[1].EncDecAttention for layer in range(join_layer, self.n_layers)]
         keys = [split_heads(cross.k(hidden), self.n_heads) for cross in joined]
         values = [split_heads(cross.v(hidden), self.n_heads) for cross in joined]
         return UserLayers(keys, values, hidden)
 
-    def embed_items(self, ids: Tensor, positions: Tensor) -> Tensor:
-        embedded: Tensor = self.backbone.decoder.dropout(self.backbone.decoder.embed_tokens(ids))
+    def embed_items(self, words: Tensor, positions: Tensor) -> Tensor:
+        embedded: Tensor = self.backbone.decoder.dropout(words)
         return embedded
 
     def alone(self, layer: int, hidden: Tensor, padded: Tensor, positions: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ class T5:
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         output = self.backbone(
-            input_ids=user[0],
+            inputs_embeds=user[0],
             attention_mask=(~user[1]).long(),
-            decoder_input_ids=item[0],
+            decoder_inputs_embeds=item[0],
             decoder_attention_mask=(~item[1]).long(),
             use_cache=False,
         )

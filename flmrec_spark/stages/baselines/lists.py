@@ -6,7 +6,7 @@ knows too little of a user (no history, or nothing liked in it) gives them popul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,8 @@ from flmrec_spark.ranking import best
 from flmrec_spark.stages import scores
 from flmrec_spark.stages.baselines.counts import Popularity
 from flmrec_spark.stages.baselines.world import Baseline, Bools, Floats, Places, User, in_unit
+from flmrec_spark.stages.users import User as Row
+from flmrec_spark.stages.users import users_of
 
 MODEL = "model"
 OUTPUT = f"{MODEL} string, {scores.OUTPUT}"
@@ -46,7 +48,7 @@ class Pack:
         found = pc.fill_null(pc.index_in(ids.cast(pa.string()), value_set=self.ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int64)
 
-    def user(self, row: scores.User) -> User:
+    def user(self, row: Row) -> User:
         """What baselines read of a row of `user_prompts`."""
         is_known = row.history >= 0
         liked = np.array(row.is_liked, dtype=bool)
@@ -95,14 +97,14 @@ def lists(users: DataFrame, packed: Packed, *, names: Sequence[str], n: int) -> 
     def list_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         pack = packed.open()
         for batch in batches:
-            found = [_lists(user, pack, names, n) for user in scores.users_of(batch, pack, profile)]
+            found = [_lists(user, pack, names, n) for user in users_of(batch, pack, profile)]
             yield from pa.Table.from_batches(found).combine_chunks().to_batches() if found else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
     return planned.mapInArrow(list_batches, OUTPUT)
 
 
-def _lists(row: scores.User, pack: Pack, names: Sequence[str], n: int) -> pa.RecordBatch:
+def _lists(row: Row, pack: Pack, names: Sequence[str], n: int) -> pa.RecordBatch:
     user = pack.user(row)
     is_left = pack.is_listed.copy()
     is_left[row.excluded] = False
@@ -117,11 +119,14 @@ def _lists(row: scores.User, pack: Pack, names: Sequence[str], n: int) -> pa.Rec
         values = pack.values(name, user)
         top = best(values, n, allowed=is_left)
         entries += [(name, rank, pack.item_ids[place], values[place]) for rank, place in enumerate(top.tolist(), 1)]
-    return _rows(entries, user, None)
+    return _rows(entries, user, None, {name for name in names if pack.fitted[name].is_probability})
 
 
-def _rows(entries: Sequence[tuple[str, int, Any, Any]], user: User, reason: str | None) -> pa.RecordBatch:
+def _rows(
+    entries: Sequence[tuple[str, int, Any, Any]], user: User, reason: str | None, with_probability: Collection[str] = ()
+) -> pa.RecordBatch:
     models, ranks, items, values = zip(*entries, strict=True)
+    probable = [model in with_probability for model in models]
     n = len(entries)
     columns = {
         MODEL: pa.array(models, pa.string()),
@@ -129,6 +134,9 @@ def _rows(entries: Sequence[tuple[str, int, Any, Any]], user: User, reason: str 
         c.RANK: pa.array(ranks, pa.int32()),
         c.ITEM_ID: pa.array(items, pa.string()),
         c.SCORE: pa.array(values, pa.float64()),
+        c.PROBABILITY: pa.array(
+            [value if is_one else None for value, is_one in zip(values, probable, strict=True)], pa.float64()
+        ),
         c.HAS_HISTORY: pa.array([len(user.items) > 0] * n, pa.bool_()),
         "history_cut": pa.array([0] * n, pa.int32()),
         c.REASON: pa.array([reason] * n, pa.string()),

@@ -16,7 +16,7 @@ from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm import training
 from flmrec_spark.lm.families.registry import FAMILIES as KNOWN
 from flmrec_spark.lm.kernels import can_pack
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from tests.stock import stock_pair
@@ -34,9 +34,9 @@ def segmented(family: str, join: str, join_layer: int) -> SegmentedModel:
         tiny_family(family), join=join, join_layer=join_layer, item_position=ITEM_POSITION, item_tokens=ITEM_TOKENS
     ).eval()
     generator = torch.Generator().manual_seed(7)
-    for weight in (model.item_weight, model.user_weight):
+    for weight in (model.rating.item_weight, model.rating.user_weight):
         weight.data.normal_(generator=generator)
-    model.dot.data.fill_(0.5)
+    model.rating.dot.data.fill_(0.5)
     return model
 
 
@@ -51,7 +51,7 @@ def logits(model: SegmentedModel, users: list[list[int]], items: list[list[int]]
     if model.join == "full":
         pairs = [(user, item) for user in users for item in items]
         user_ids, item_ids = padded([user for user, _ in pairs]), padded([item for _, item in pairs])
-        return model.pair(*user_ids, *item_ids).view(len(users), len(items))
+        return model.rating(*model.pair(Segment(*user_ids), Segment(*item_ids))).view(len(users), len(items))
     grid = torch.arange(len(items)).expand(len(users), -1)
     return model.join_items(model.encode_users(*padded(users)), model.encode_items(*padded(items)), grid)
 
@@ -84,7 +84,7 @@ def test_a_padded_batch_equals_the_stock_layers_on_each_pair(family, join_layer,
     for row, user in enumerate(users):
         for column, item in enumerate(items):
             own, other = stock_pair(model.backbone, user, item, join_layer=join_layer, item_position=ITEM_POSITION)
-            expected[row, column] = model.head(other[score_place(family)], own.mean(0))
+            expected[row, column] = model.rating(other[score_place(family)], own.mean(0))
     torch.testing.assert_close(logits(model, users, items), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_a_rotary_decoder_joined_from_the_first_layer_is_the_stock_model_on_the_
     for user in USERS:
         for item in ITEMS:
             hidden = model.backbone(torch.tensor([user + item])).last_hidden_state[0]
-            expected = model.head(hidden[-1], hidden[: len(user)].mean(0))
+            expected = model.rating(hidden[-1], hidden[: len(user)].mean(0))
             torch.testing.assert_close(logits(model, [user], [item])[0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_gpt2_is_the_stock_model_on_the_plain_text_where_the_user_fills_its_budg
     model, user = segmented("gpt2", "layer", 0), list(range(10, 10 + ITEM_POSITION))
     for item in ITEMS:
         hidden = model.backbone(torch.tensor([user + item])).last_hidden_state[0]
-        expected = model.head(hidden[-1], hidden[:ITEM_POSITION].mean(0))
+        expected = model.rating(hidden[-1], hidden[:ITEM_POSITION].mean(0))
         torch.testing.assert_close(logits(model, [user], [item])[0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_t5_joined_from_the_first_layer_is_the_stock_model(family):
     for user in USERS:
         for item in ITEMS:
             output = model.backbone(input_ids=torch.tensor([user]), decoder_input_ids=torch.tensor([item]))
-            expected = model.head(output.last_hidden_state[0, -1], output.encoder_last_hidden_state[0].mean(0))
+            expected = model.rating(output.last_hidden_state[0, -1], output.encoder_last_hidden_state[0].mean(0))
             torch.testing.assert_close(logits(model, [user], [item])[0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_a_family_of_whole_pairs_is_the_stock_model_on_the_plain_text(family):
     for row, user in enumerate(USERS):
         for column, item in enumerate(ITEMS):
             hidden = model.backbone(torch.tensor([user + item])).last_hidden_state[0]
-            expected[row, column] = model.head(hidden[len(user)], hidden[: len(user)].mean(0))
+            expected[row, column] = model.rating(hidden[len(user)], hidden[: len(user)].mean(0))
     torch.testing.assert_close(logits(model, USERS, ITEMS), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_attention_alone_is_a_last_layer_whose_feed_forward_adds_nothing(family)
     found = []
     for join, backbone in forms.items():
         model = SegmentedModel(backbone, join=join, join_layer=2, item_position=ITEM_POSITION, item_tokens=ITEM_TOKENS)
-        model.start_head(torch.linspace(-1, 1, model.family.hidden), 0.3)  # without the user, who keeps all layers
+        model.rating.start(torch.linspace(-1, 1, model.family.hidden), 0.3)  # without the user, who keeps all layers
         found.append(logits(model.eval(), USERS, ITEMS))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_items_encoded_in_buckets_of_length_have_the_logits_of_one_batch(
 ):
     monkeypatch.setattr(training, "_BUCKET_TOKENS", 2)
     model = segmented(family, "layer", join_layer)
-    items = training.encode_in_buckets(model, *padded(ITEMS))
+    items = training.encode_in_buckets(model, Segment(*padded(ITEMS)))
     grid = torch.tensor([[3, 0], [1, 2], [2, 2]])
     found = model.join_items(model.encode_users(*padded(USERS)), items, grid)
     torch.testing.assert_close(found, logits(model, USERS, ITEMS).gather(1, grid), rtol=1e-5, atol=1e-5)

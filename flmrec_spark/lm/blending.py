@@ -1,0 +1,123 @@
+"""From what the parts of a model say to two numbers in [0, 1]: how probably a user likes an item, and where it stands.
+
+    probability = sigmoid(slope text + factors rating_factors + intercept)
+    score       = sigmoid(rating log-odds of the probability + head listing_head + factors listing_factors + intercept)
+
+text is the rating head's logit with the bias terms. Both are fitted on the valid split: the probability by Platt's
+scaling (Platt 1999), the score as the even-odds probability that an item is liked next rather than one of those that
+are not. A model without a listing part has no score of its own: its lists stand in the order of the probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+
+Scores = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+N_DRAWN = 100  # items of a user that those liked next are told apart from
+
+
+def sigmoid(log_odds: Any) -> Scores:
+    """float64 in [0, 1]; 0 and 1 only where float64 ends: no early ties."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64))))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of the rating parts; slope > 0, so that of equal factors it never changes an order."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    factors: float = 1.0
+
+    def log_odds(self, text: Any, factors: Any = 0.0) -> Scores:
+        """Logits of any shape, broadcast -> float64 of that shape."""
+        return np.asarray(self.slope * np.asarray(text, dtype=np.float64) + self.factors * factors + self.intercept)
+
+    def probability(self, text: Any, factors: Any = 0.0) -> Scores:
+        """As `log_odds`, in [0, 1]."""
+        return sigmoid(self.log_odds(text, factors))
+
+
+@dataclass(frozen=True)
+class ListBlend:
+    """Of the parts that order a list."""
+
+    rating: float
+    head: float
+    factors: float
+    intercept: float = 0.0
+
+    def log_odds(self, rating: Any, head: Any = 0.0, factors: Any = 0.0) -> Scores:
+        """Log-odds of the probability, listing logits and factors, broadcast -> float64 of that shape."""
+        return np.asarray(self.rating * rating + self.head * head + self.factors * factors + self.intercept)
+
+    def score(self, rating: Any, head: Any = 0.0, factors: Any = 0.0) -> Scores:
+        """As `log_odds`, in [0, 1]."""
+        return sigmoid(self.log_odds(rating, head, factors))
+
+
+def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration:
+    """Maximum likelihood on held-out rows (R,), of targets just inside 0 and 1.
+
+    Stays the identity when there is one label only, or when the logits order the labels backwards; factors that order
+    them backwards weigh nothing.
+    """
+    if len(np.unique(liked)) < 2:
+        return Calibration()
+    columns = [text] if factors is None else [text, factors]
+    weights, intercept = _fit(np.column_stack(columns), liked, _platt(liked))
+    if len(weights) == 2 and weights[1] < 0:
+        slope, intercept = _fit(np.asarray(text)[:, None], liked, _platt(liked))
+        weights = [slope[0], 0.0]
+    if weights[0] <= 0:
+        return Calibration()
+    return Calibration(weights[0], intercept, weights[1] if len(weights) == 2 else 1.0)
+
+
+def fit_list_blend(
+    rating: Scores, head: Any | None, factors: Any | None, relevant: Bools, weights: Scores
+) -> ListBlend | None:
+    """Parts (R,) of items that users liked next and of others; every user's two sides should weigh alike.
+
+    None when there is no listing part, or nothing tells the two apart. A part that would count
+    backwards weighs nothing.
+    """
+    parts = {"rating": rating, "head": head, "factors": factors}
+    given = {name: part for name, part in parts.items() if part is not None}
+    left = list(given)
+    if left == ["rating"] or len(np.unique(relevant)) < 2:
+        return None
+    while left:
+        found, intercept = _fit(np.column_stack([given[name] for name in left]), relevant, None, weights)
+        backwards = [name for name, weight in zip(left, found, strict=True) if weight < 0]
+        if not backwards:
+            told = dict.fromkeys(parts, 0.0) | dict(zip(left, found, strict=True))
+            return ListBlend(told["rating"], told["head"], told["factors"], intercept)
+        left = [name for name in left if name not in backwards]
+    return None
+
+
+def _platt(liked: Bools) -> Scores:
+    """Platt's targets: without them separable rows would drive the slope, and every probability, to the limit."""
+    return np.asarray(np.where(liked, (liked.sum() + 1) / (liked.sum() + 2), 1 / ((~liked).sum() + 2)))
+
+
+def _fit(
+    features: Any, labels: Bools, targets: Scores | None, weights: Scores | None = None
+) -> tuple[Sequence[float], float]:
+    """(weights, intercept) of a logistic regression without penalty, with targets (R,) between 0 and 1 if given."""
+    if targets is None:
+        fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(features, labels, sample_weight=weights)
+    else:
+        rows, sides = np.tile(features, (2, 1)), np.repeat([True, False], len(labels))
+        shares = np.concatenate([targets, 1 - targets])
+        fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(rows, sides, sample_weight=shares)
+    return [float(weight) for weight in fitted.coef_[0]], float(fitted.intercept_[0])

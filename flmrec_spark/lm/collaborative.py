@@ -1,0 +1,178 @@
+"""Collaborative factors: who liked and disliked what tells more of a warm item than its text does.
+
+    taste(u) = sum over the history, newest first:  w(a) v[item, liked or not],  a = 0, 1, ... its age
+    w(a)     = long / sqrt(H) + recent exp(-a / recency) / sqrt(recency),  H entries in the history
+    score    = taste(u) . target[item] + offset[item]
+
+An asymmetric factor model: a user is the sum of what they did (Paterek 2007; Koren 2008, section 4), so a user who came
+after the training has a taste from their first interaction on, and one whose history grew has another taste at once. An
+item that training did not meet has the factors 0. Two of them are learned, see `factor_training`: `rating` tells liked
+from disliked among rated items, `listing` tells what a user likes next from all other items.
+
+Shapes: N items of the training, d dimensions, H entries of one user's history.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from flmrec_spark.errors import CheckpointError
+
+Floats = npt.NDArray[np.float32]
+Places = npt.NDArray[np.intp]
+Bools = npt.NDArray[np.bool_]
+
+RATING, LISTING = "rating", "listing"
+_ARRAYS = ("history", "target", "offset", "mix")
+_FILE, _IDS = "factors.safetensors", "factors.parquet"
+_SCHEMA = pa.schema([("item_id", pa.string())])
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One set of learned factors."""
+
+    history: Floats  # (2 N, d): liked items, then disliked ones
+    target: Floats  # (N + 1, d), the last row zeros
+    offset: Floats  # (N + 1,), the last one that of an unknown item: the mean
+    mix: Floats  # (2,): long and recent
+    recency: float
+
+    @property
+    def n_items(self) -> int:
+        return len(self.target) - 1
+
+    def taste(self, items: Places, is_liked: Bools) -> Floats:
+        """Sum of a history, newest first, (d,); items are places in the factors."""
+        n = len(items)
+        if not n:
+            return np.zeros(self.target.shape[1], dtype=np.float32)
+        weights = ages(n, self.mix, self.recency)
+        return np.asarray(weights @ self.history[rows_of(items, is_liked, self.n_items)], dtype=np.float32)
+
+    def scores(self, taste: Floats, items: Places) -> Floats:
+        """(len(items),) float32 of one taste (d,); -1 for an unknown item."""
+        return np.asarray(self.target[items] @ taste + self.offset[items])
+
+
+def ages(n: int, mix: Any, recency: float) -> Any:
+    """Weights of n entries, newest first: (n,)."""
+    recent = np.exp(-np.arange(n) / recency) / math.sqrt(recency)
+    return (mix[0] / math.sqrt(n) + mix[1] * recent).astype(np.float32)
+
+
+def rows_of(items: Places, is_liked: Bools, n_items: int) -> Places:
+    """Rows of `Factors.history`."""
+    return np.where(is_liked, items, n_items + items)
+
+
+@dataclass(frozen=True)
+class Collaborative:
+    """The factors of a checkpoint, by name, and the items that they know, ids ascending."""
+
+    item_ids: pa.Array
+    factors: Mapping[str, Factors]
+    history_length: int  # newest interactions that a taste is made of
+
+    def places(self, ids: pa.Array) -> Places:
+        """Place of each id in the factors, -1 for an unknown one: (len(ids),)."""
+        found = pc.fill_null(pc.index_in(ids.cast(pa.string()), value_set=self.item_ids), -1)
+        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.intp)
+
+    @property
+    def width(self) -> int:
+        """F: numbers of all factors of an item or a user together."""
+        return sum(one.target.shape[1] for one in self.factors.values())
+
+    def of_items(self, places: Places) -> ItemFactors:
+        """Targets and offsets of items by their places, behind each other by the name of the factors."""
+        ends = np.cumsum([one.target.shape[1] for one in self.factors.values()]).tolist()
+        return ItemFactors(
+            np.concatenate([one.target[places] for one in self.factors.values()], axis=1),
+            np.stack([one.offset[places] for one in self.factors.values()], axis=1),
+            np.array([one.offset[-1] for one in self.factors.values()], dtype=np.float32),
+            {name: (start, end) for name, start, end in zip(self.factors, [0, *ends], ends, strict=False)},
+        )
+
+    def taste(self, places: Places, is_liked: Bools) -> Floats:
+        """Tastes of one history, newest first, behind each other as in `of_items`: (F,). Unknown items do not count."""
+        known = places >= 0
+        places, is_liked = places[known][: self.history_length], is_liked[known][: self.history_length]
+        return np.concatenate([one.taste(places, is_liked) for one in self.factors.values()])
+
+
+@dataclass(frozen=True)
+class FactorsOfSplits:
+    """What was learned from the train split, and what went on to learn from train and valid."""
+
+    train: Collaborative
+    whole: Collaborative
+
+
+@dataclass(frozen=True)
+class ItemFactors:
+    """The factors of a catalogue, all kinds behind each other."""
+
+    vectors: Floats  # (N, F), zeros for an unknown item
+    offsets: Floats  # (N, kinds)
+    unknown: Floats  # (kinds,) offsets of an unknown item
+    spans: Mapping[str, tuple[int, int]]  # kind -> where it stands among the F
+
+    def term(self, kind: str, taste: Floats, items: Any = slice(None)) -> Floats | None:
+        """What a kind adds to the logits of items of one user with the taste (F,); None when it was not learned."""
+        if kind not in self.spans:
+            return None
+        start, end = self.spans[kind]
+        place = list(self.spans).index(kind)
+        return np.asarray(self.vectors[items, start:end] @ taste[start:end] + self.offsets[items, place])
+
+
+def save(folder: Path, found: Collaborative) -> None:
+    """Writes two files, which `load` reads."""
+    tensors = {
+        f"{name}.{part}": np.ascontiguousarray(getattr(one, part))
+        for name, one in found.factors.items()
+        for part in _ARRAYS
+    }
+    told = {f"{name}.recency": np.array(one.recency, dtype=np.float64) for name, one in found.factors.items()}
+    save_file(tensors | told | {"history_length": np.array(found.history_length)}, folder / _FILE)
+    pq.write_table(pa.table([found.item_ids], schema=_SCHEMA), folder / _IDS)
+
+
+def load(folder: Path) -> Collaborative | None:
+    """The factors of a checkpoint folder; None where it has none.
+
+    Raises:
+      CheckpointError: a file is damaged, or the two do not fit.
+    """
+    if not (folder / _FILE).is_file():
+        return None
+    try:
+        tensors = load_file(folder / _FILE)
+        ids = pq.read_table(folder / _IDS, schema=_SCHEMA)["item_id"].combine_chunks()
+        names = sorted({key.partition(".")[0] for key in tensors if "." in key})
+        factors = {name: _factors(tensors, name) for name in names}
+        found = Collaborative(ids, factors, int(tensors["history_length"]))
+    except (OSError, KeyError, SafetensorError, pa.ArrowException) as fault:
+        raise CheckpointError(f"{folder / _FILE}: not readable: {' '.join(str(fault).split())[:300]}") from fault
+    for name, one in factors.items():
+        if one.n_items != len(ids) or len(one.history) != 2 * len(ids) or len(one.offset) != len(ids) + 1:
+            raise CheckpointError(f"{folder / _FILE}: {name}: got factors of {one.n_items} items, expected {len(ids)}")
+    return found
+
+
+def _factors(tensors: Mapping[str, Any], name: str) -> Factors:
+    history, target, offset, mix = (tensors[f"{name}.{part}"] for part in _ARRAYS)
+    return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]))

@@ -1,0 +1,118 @@
+"""The stage before fine-tuning: collaborative factors of the train split, and what the valid split adds to them.
+
+Factors learn from train alone until the valid split says stop. From there they go on, as long again, with train and
+valid together: a nightly list should know yesterday's rows, and the vectors keep the directions that the language model
+learns to read. The first are what the language model is trained and calibrated with, the second are what is served.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import Config
+from flmrec_spark.lm import dataset, factor_training
+from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, FactorsOfSplits, Places
+from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Prepared
+from flmrec_spark.lm.factor_validation import Question
+from flmrec_spark.lm.loading import Data
+from flmrec_spark.lm.sequences import Sequences
+
+log = logging.getLogger("flmrec")
+
+
+@dataclass(frozen=True)
+class Known:
+    """The rows of some splits, with the items that stand in them numbered anew."""
+
+    sequences: Sequences
+    items: Places  # (n,) places in the catalogue, ascending
+
+    @classmethod
+    def of(cls, prepared: Prepared, data: Data, splits: list[str]) -> Known:
+        every = dataset.sequences(prepared, data.catalog, data.user_ids, splits=splits)
+        items = np.unique(every.items)
+        parts = (every.users, np.searchsorted(items, every.items), every.liked, every.moments)
+        return cls(Sequences.of(*parts, n_users=every.n_users, n_items=len(items)), items)
+
+    def places(self, items: Places) -> Places:
+        """Places among the known items of places in the catalogue, -1 for others."""
+        found = np.searchsorted(self.items, items).clip(max=len(self.items) - 1)
+        return np.where(self.items[found] == items, found, -1)
+
+    def collaborative(self, factors: dict[str, Factors], catalog: Catalog, n_history: int) -> Collaborative:
+        ids = pa.array([catalog.item_ids[place] for place in self.items], pa.string())
+        return Collaborative(ids, dict(sorted(factors.items())), n_history)
+
+
+def fitted(
+    config: Config, prepared: Prepared, data: Data, device: torch.device
+) -> tuple[FactorsOfSplits, dict[str, object]] | None:
+    """Both sets of factors and what to tell of them; None when model.collaborative.dimension is 0."""
+    settings = config.model.collaborative
+    if not settings.dimension:
+        return None
+    early = Known.of(prepared, data, [c.TRAIN])
+    late = Known.of(prepared, data, [c.TRAIN, c.VALID])
+    questions = _questions(data, early, settings.history_length)
+    first: dict[str, Factors] = {}
+    second: dict[str, Factors] = {}
+    told: dict[str, object] = {}
+    for objective in (LISTING, RATING):
+        if objective == RATING and len(np.unique(early.sequences.liked)) < 2:
+            log.info("factors: every row of the train split has one label: no rating factors")
+            continue
+
+        def fit(known: Known, asked: list[Question], **more: Any) -> tuple[Factors, dict[str, float]]:
+            return factor_training.fit(
+                known.sequences,
+                asked,
+                objective=objective,  # noqa: B023  called before the next one
+                is_drawable=data.catalog.is_known[known.items],
+                model=settings,
+                training=config.finetune.factors,
+                seed=config.finetune.seed,
+                device=device,
+                **more,
+            )
+
+        first[objective], found = fit(early, questions)
+        begun = first[objective], early.places(late.items)
+        second[objective], _ = fit(late, [], start=begun, epochs=int(found.get("epoch", 1)))
+        told[objective] = found
+    n_history = settings.history_length
+    train, whole = (
+        known.collaborative(factors, data.catalog, n_history) for known, factors in ((early, first), (late, second))
+    )
+    return FactorsOfSplits(train, whole), told
+
+
+def tastes(found: Collaborative, prepared: Prepared, data: Data, rows: Examples, splits: list[str]) -> Floats:
+    """Tastes (R, F) of the examples' users at their moments, from the rows of the splits."""
+    sequences = dataset.sequences(prepared, data.catalog, data.user_ids, splits=splits)
+    places = found.places(pa.array(data.catalog.item_ids, pa.string()))
+    result = np.zeros((len(rows), found.width), dtype=np.float32)
+    for row, (user, moment) in enumerate(zip(rows.users.tolist(), rows.moments.tolist(), strict=True)):
+        items, liked = sequences.before(user, moment, len(sequences.items))
+        result[row] = found.taste(places[items], liked)
+    return result
+
+
+def _questions(data: Data, known: Known, n_history: int) -> list[Question]:
+    """The valid examples, as what is known of the users before their moments."""
+    n_items, found = len(data.catalog.item_ids), []
+    for row, (user, moment) in enumerate(zip(data.valid.users.tolist(), data.valid.moments.tolist(), strict=True)):
+        items, liked = known.sequences.before(user, moment, n_history)
+        own = np.searchsorted(data.seen, [user * n_items, (user + 1) * n_items])
+        seen = known.places(data.seen[own[0] : own[1]] - user * n_items)
+        targets = known.places(np.maximum(data.valid.targets[row], 0))
+        asked = (data.valid.targets[row] >= 0) & (targets >= 0)
+        labels = data.valid.labels[row][asked] > 0.5
+        found.append(Question(user, items, liked, targets[asked], labels, seen[seen >= 0]))
+    return found

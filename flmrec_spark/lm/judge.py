@@ -1,0 +1,99 @@
+"""What a checkpoint says of a user, all parts together: how probably they like each item, and its place.
+
+The language model is asked by the scorer; bias terms and collaborative factors are added here, and blended as the
+checkpoint was calibrated. Shapes: N items of the scorer, F factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flmrec_spark.lm.blending import Calibration, ListBlend, Scores
+from flmrec_spark.lm.checkpoint import Checkpoint
+from flmrec_spark.lm.collaborative import LISTING, RATING, Bools, Collaborative, Floats, ItemFactors, Places
+from flmrec_spark.lm.scorer import Index, Scorer
+
+
+@dataclass(frozen=True)
+class Said:
+    """Of some items, float64 (N,) each and in [0, 1]."""
+
+    score: Scores  # orders the list
+    probability: Scores  # that the user likes the item
+    rating: Scores  # log-odds of the probability
+    listing: Scores | None  # log-odds of the score, where it is not the probability
+
+
+@dataclass(frozen=True)
+class Taste:
+    """What collaborative factors make of one history."""
+
+    factors: Floats | None = None  # (F,), None where there are none
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a checkpoint makes two numbers of the parts."""
+
+    calibration: Calibration
+    list_blend: ListBlend | None
+    user_bias: Mapping[str, float]
+    factors: Collaborative | None
+    has_tokens: bool  # the factors are a token of each segment
+
+    @classmethod
+    def of(cls, found: Checkpoint, *, of_train: bool) -> Rules:
+        """`of_train`: with the factors that have not seen the valid split."""
+        factors = found.collaborative(of_train=of_train)
+        return cls(found.calibration, found.list_blend, found.biases().user, factors, found.settings.n_factors > 0)
+
+    def of_items(self, ids: pa.Array) -> ItemFactors | None:
+        """The factors of a catalogue."""
+        return None if self.factors is None else self.factors.of_items(self.factors.places(ids))
+
+
+class Judge:
+    """A scorer and all that is added to what it says.
+
+    Args:
+      items: factors of the scorer's items; None where the checkpoint has none.
+      place_in_factors: place in the factors of every place of the catalogue, by which histories are given.
+    """
+
+    def __init__(
+        self, scorer: Scorer, rules: Rules, items: ItemFactors | None, place_in_factors: Places | None
+    ) -> None:
+        self.scorer, self.rules, self.items, self.place_in_factors = scorer, rules, items, place_in_factors
+
+    def taste(self, history: Places, is_liked: Any) -> Taste:
+        """Of a history of places in the catalogue, newest first; -1 for an item that has left it."""
+        if self.rules.factors is None or self.place_in_factors is None:
+            return Taste()
+        known = history >= 0
+        places: Places = self.place_in_factors[history[known]]
+        liked: Bools = np.asarray(is_liked, dtype=bool)[known]
+        return Taste(self.rules.factors.taste(places, liked))
+
+    def says(self, user: list[int], user_id: str, taste: Taste, *, items: Index | None = None) -> Said:
+        """Of one user's segment, about all items of the scorer or those of an index."""
+        rules, factors = self.rules, taste.factors
+        chosen: Any = slice(None) if items is None else items
+        logits = self.scorer.head_logits(user, items=items, factors=factors if rules.has_tokens else None)
+        text = logits[0] + self.scorer.items.bias[chosen] + rules.user_bias.get(user_id, 0.0)
+        rating = rules.calibration.log_odds(text, self._term(RATING, factors, chosen))
+        probability = rules.calibration.probability(text, self._term(RATING, factors, chosen))
+        if rules.list_blend is None:
+            return Said(probability, probability, rating, None)
+        head = logits[1] if len(logits) > 1 else 0.0
+        own = self._term(LISTING, factors, chosen)
+        listing = rules.list_blend.log_odds(rating, head, own)
+        return Said(rules.list_blend.score(rating, head, own), probability, rating, listing)
+
+    def _term(self, kind: str, factors: Floats | None, chosen: Any) -> Any:
+        term = None if self.items is None or factors is None else self.items.term(kind, factors, chosen)
+        return 0.0 if term is None else term

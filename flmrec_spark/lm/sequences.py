@@ -1,0 +1,126 @@
+"""A split as one array per user, oldest first: what factors are learned from and tastes are made of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from flmrec_spark.lm.collaborative import Bools, Floats, Places, rows_of
+
+_SHRINK = 5.0  # interactions that an average user or item counts for
+
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows; T targets each, -1 where there are fewer."""
+
+    rows: Tensor  # (E,) of `Factors.history`, all histories behind each other
+    ages: Tensor  # (E,) from 0 on
+    starts: Tensor  # (B,) first entry of each row
+    users: Tensor  # (B,)
+    targets: Tensor  # (B, T)
+    labels: Tensor  # (B, T) float32
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """R interactions of U users and N items, by user, then from the oldest to the newest."""
+
+    users: Index  # (R,) ascending
+    items: Places  # (R,)
+    liked: Bools  # (R,)
+    moments: Index  # (R,) ascending within a user; rows of one moment are in no other's history
+    n_users: int
+    n_items: int
+
+    @classmethod
+    def of(cls, users: Index, items: Index, liked: Any, moments: Any, *, n_users: int, n_items: int) -> Sequences:
+        """From rows in any order; of equal moments the larger place comes first, so that the newest first is by place.
+
+        Rows of an item that is not known (-1) are left out.
+        """
+        known = items >= 0
+        users, items, liked, moments = (np.asarray(part)[known] for part in (users, items, liked, moments))
+        order = np.lexsort((-items, moments, users))
+        parts = (users[order], items[order].astype(np.intp), liked[order].astype(bool), moments[order])
+        return cls(*parts, n_users=n_users, n_items=n_items)
+
+    @cached_property
+    def starts(self) -> Index:
+        """(U + 1,): the rows of user u are starts[u] .. starts[u + 1] - 1."""
+        return np.searchsorted(self.users, np.arange(self.n_users + 1))
+
+    def before(self, user: int, moment: float, n: int) -> tuple[Places, Bools]:
+        """The n newest interactions of a user before a moment, newest first."""
+        start, stop = self.starts[user], self.starts[user + 1]
+        stop = start + np.searchsorted(self.moments[start:stop], moment)
+        own = slice(max(start, stop - n), stop)
+        return self.items[own][::-1], self.liked[own][::-1]
+
+    def rows(self, n_targets: int) -> Index:
+        """(B, 4): first history row, end of the history, first target, end of the targets, of every part of a user."""
+        found = []
+        for user in range(self.n_users):
+            start, stop = int(self.starts[user]), int(self.starts[user + 1])
+            for first in range(start, stop, n_targets):
+                known = start + int(np.searchsorted(self.moments[start:stop], self.moments[first]))
+                found.append((start, known, first, min(stop, first + n_targets)))
+        return np.array(found, dtype=np.int64).reshape(-1, 4)
+
+    def batch(self, rows: Index, *, n_history: int) -> Batch:
+        """Some of `rows` as a step of training reads them."""
+        sizes = np.minimum(rows[:, 1] - rows[:, 0], n_history)
+        age = _counted(sizes)  # 0, 1, .. within each row
+        places = np.repeat(rows[:, 1], sizes) - 1 - age
+        n_targets = rows[:, 3] - rows[:, 2]
+        targets = np.full((len(rows), int(n_targets.max())), -1, dtype=np.int64)
+        labels = np.zeros(targets.shape, dtype=np.float32)
+        own = np.arange(targets.shape[1]) < n_targets[:, None]
+        asked = np.repeat(rows[:, 2], n_targets) + _counted(n_targets)
+        targets[own], labels[own] = self.items[asked], self.liked[asked]
+        return Batch(
+            torch.from_numpy(rows_of(self.items[places], self.liked[places], self.n_items)),
+            torch.from_numpy(age.astype(np.float32)),
+            torch.from_numpy(np.cumsum(sizes) - sizes),
+            torch.from_numpy(self.users[rows[:, 2]]),
+            torch.from_numpy(targets),
+            torch.from_numpy(labels),
+        )
+
+    def level(self) -> float:
+        """Log-odds of liked."""
+        share = (float(self.liked.sum()) + 0.5) / (len(self.liked) + 1.0)
+        return math.log(share / (1.0 - share))
+
+    def item_log_odds(self) -> Floats:
+        """Shrunk log-odds of each item less the level, (N,)."""
+        return self._log_odds(self.items, self.n_items)
+
+    def user_log_odds(self) -> Floats:
+        """As `item_log_odds` of each user, (U,)."""
+        return self._log_odds(self.users, self.n_users)
+
+    def item_log_likes(self) -> Floats:
+        """ln(1 + likes) of each item, (N,)."""
+        return np.log1p(np.bincount(self.items[self.liked], minlength=self.n_items)).astype(np.float32)
+
+    def _log_odds(self, places: Any, n: int) -> Floats:
+        counts = np.bincount(places, minlength=n)
+        likes = np.bincount(places, weights=self.liked, minlength=n)
+        share = (float(self.liked.sum()) + 0.5) / (len(self.liked) + 1.0)
+        rate = (likes + _SHRINK * share) / (counts + _SHRINK)
+        return np.where(counts > 0, np.log(rate / (1 - rate)) - self.level(), 0.0).astype(np.float32)
+
+
+def _counted(sizes: Any) -> Any:
+    """0 .. n - 1 of each size n, behind each other."""
+    return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -1,0 +1,86 @@
+"""What is fitted on the valid split: it finds what made the labels, and never turns an order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flmrec_spark.lm.blending import Calibration, ListBlend, fit_calibration, fit_list_blend, sigmoid
+
+N = 40_000
+
+
+def test_calibration_finds_the_slope_and_intercept_that_made_the_labels():
+    random = np.random.default_rng(1)
+    logits = random.normal(size=N)
+    found = fit_calibration(logits, None, random.random(N) < sigmoid(2.0 * logits - 0.5))
+    assert (found.slope, found.intercept) == (pytest.approx(2.0, abs=0.06), pytest.approx(-0.5, abs=0.04))
+
+
+def test_calibration_weighs_text_and_factors_apart():
+    random = np.random.default_rng(2)
+    text, factors = random.normal(size=(2, N))
+    found = fit_calibration(text, factors, random.random(N) < sigmoid(0.5 * text + 1.5 * factors + 0.25))
+    assert found.slope == pytest.approx(0.5, abs=0.05)
+    assert found.factors == pytest.approx(1.5, abs=0.06)
+    assert found.intercept == pytest.approx(0.25, abs=0.04)
+    np.testing.assert_allclose(found.probability(text, factors), sigmoid(found.log_odds(text, factors)))
+
+
+def test_factors_that_count_backwards_weigh_nothing():
+    random = np.random.default_rng(3)
+    text, factors = random.normal(size=(2, N))
+    liked = random.random(N) < sigmoid(text - factors)
+    found = fit_calibration(text, factors, liked)
+    alone = fit_calibration(text, None, liked)
+    assert found.factors == 0.0
+    assert (found.slope, found.intercept) == (alone.slope, alone.intercept)
+
+
+def test_separable_rows_give_a_finite_slope_and_platts_probabilities():
+    found = fit_calibration(np.array([-1.0, -1.0, 1.0, 1.0]), None, np.array([False, False, True, True]))
+    # Platt's targets: (2 + 1) / (2 + 2) for the liked rows, 1 / (2 + 2) for the others
+    np.testing.assert_allclose(found.probability(np.array([-1.0, 1.0])), [0.25, 0.75], rtol=1e-3)
+
+
+def test_calibration_never_turns_the_order_and_needs_both_labels():
+    assert fit_calibration(np.array([1.0, 2.0, -1.0]), None, np.array([False, False, True])) == Calibration()
+    assert fit_calibration(np.array([1.0, 2.0]), None, np.array([True, True])) == Calibration()
+
+
+def test_a_list_blend_finds_the_weights_of_its_parts():
+    random = np.random.default_rng(4)
+    rating, head, factors = random.normal(size=(3, N))
+    relevant = random.random(N) < sigmoid(0.3 * rating + 0.6 * head + 1.2 * factors - 0.4)
+    found = fit_list_blend(rating, head, factors, relevant, np.ones(N))
+    assert found is not None
+    told = [found.rating, found.head, found.factors, found.intercept]
+    np.testing.assert_allclose(told, [0.3, 0.6, 1.2, -0.4], atol=0.06)
+    np.testing.assert_allclose(found.score(1.0, 2.0, 3.0), sigmoid(found.log_odds(1.0, 2.0, 3.0)))
+
+
+def test_a_part_that_orders_lists_backwards_weighs_nothing_and_the_others_are_fitted_without_it():
+    random = np.random.default_rng(5)
+    rating, factors = random.normal(size=(2, N))
+    relevant = random.random(N) < sigmoid(factors - 0.5 * rating)
+    found = fit_list_blend(rating, None, factors, relevant, np.ones(N))
+    assert found is not None and (found.rating, found.head) == (0.0, 0.0)
+    assert found.factors == pytest.approx(1.0, abs=0.1)
+
+
+def test_weights_count_as_so_many_rows():
+    random = np.random.default_rng(6)
+    factors = random.normal(size=200)
+    relevant = random.random(200) < sigmoid(factors)
+    weights = random.integers(1, 4, size=200)
+    once = fit_list_blend(np.zeros(200), None, factors, relevant, weights.astype(float))
+    again = np.repeat(np.arange(200), weights)
+    often = fit_list_blend(np.zeros(len(again)), None, factors[again], relevant[again], np.ones(len(again)))
+    assert isinstance(once, ListBlend) and isinstance(often, ListBlend)
+    assert once.factors == pytest.approx(often.factors, rel=1e-3)
+
+
+def test_without_a_listing_part_or_a_difference_there_is_no_blend():
+    rows = np.linspace(-1, 1, 10)
+    assert fit_list_blend(rows, None, None, rows > 0, np.ones(10)) is None
+    assert fit_list_blend(rows, rows, rows, rows > 5, np.ones(10)) is None

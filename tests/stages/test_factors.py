@@ -1,0 +1,189 @@
+"""Lists of a checkpoint with collaborative factors, their tokens and two heads, against each pair worked out alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyspark.sql import DataFrame, SparkSession
+
+from flmrec_spark.lm import checkpoint
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.blending import Calibration, ListBlend
+from flmrec_spark.lm.checkpoint import Checkpoint
+from flmrec_spark.lm.collaborative import Collaborative, Factors, FactorsOfSplits
+from flmrec_spark.lm.model import Segment, SegmentedModel
+from flmrec_spark.lm.segments import FACTORS, Interaction, Segmenter
+from flmrec_spark.prompts import load_template
+from flmrec_spark.stages.scores import scores
+from flmrec_spark.stages.sql_function import register
+from tests.scored import HISTORY_LENGTH, ITEM_TOKENS, USER_TOKENS
+from tests.stages.test_scores import HISTORY, LONG_HISTORY, PROMPTS, ROWS, shipped_from
+from tests.tiny import tiny_bert, tiny_tokenizer
+from tests.world import ITEMS
+
+KNOWN = ITEMS[:10]  # the others are new to the factors
+DIMENSION, TASTE_LENGTH = 3, 4
+USERS: dict[str, tuple[Any, ...]] = {
+    "ann": ("30", HISTORY, ["i01", "i00"], None),
+    "bob": ("30", LONG_HISTORY, [], ["i12", "i01", "i05", "i11"]),
+    "new": (None, [], [], None),
+}
+BIASES = Biases({"ann": 0.5}, {item: 0.05 * place for place, item in enumerate(ITEMS)})
+RATING, LISTING = Calibration(0.7, -0.2, 0.9), ListBlend(0.4, 0.8, 1.1, -0.3)
+
+
+def factors(seed: int, n_items: int) -> Factors:
+    random = np.random.default_rng(seed)
+
+    def drawn(*shape: int) -> Any:
+        return random.normal(size=shape).astype(np.float32)
+
+    target, offset = drawn(n_items + 1, DIMENSION), drawn(n_items + 1)
+    target[-1] = 0
+    return Factors(drawn(2 * n_items, DIMENSION), target, offset, np.array([0.7, 0.4], dtype=np.float32), 3.0)
+
+
+def collaborative(seed: int) -> Collaborative:
+    both = {"listing": factors(seed, len(KNOWN)), "rating": factors(seed + 1, len(KNOWN))}
+    return Collaborative(pa.array(sorted(KNOWN)), both, TASTE_LENGTH)
+
+
+@pytest.fixture(scope="module", params=["last layer", "early", "two towers", "full"])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    form: dict[str, Any] = {
+        "last layer": {"join": "layer", "join_layer": 2},
+        "early": {"join": "layer", "join_layer": 1},
+        "two towers": {"join": "layer", "join_layer": 3},
+        "full": {"join": "full", "join_layer": 2},
+    }[request.param]
+    model = SegmentedModel(
+        tiny_bert(),
+        item_position=USER_TOKENS,
+        item_tokens=ITEM_TOKENS,
+        has_listing=True,
+        n_factors=2 * DIMENSION,
+        **form,
+    ).eval()
+    generator = torch.Generator().manual_seed(5)
+    for tensor in checkpoint.head_tensors(model).values():
+        tensor.normal_(std=0.3, generator=generator)
+    segmenter = Segmenter(
+        tiny_tokenizer(),
+        load_template("en"),
+        user_tokens=USER_TOKENS,
+        item_tokens=ITEM_TOKENS,
+        history_length=HISTORY_LENGTH,
+        has_factors=True,
+    )
+    folder = tmp_path_factory.mktemp("factors") / "checkpoint"
+    checkpoint.save(
+        folder,
+        model=model,
+        segmenter=segmenter,
+        biases=BIASES,
+        calibration=RATING,
+        list_blend=LISTING,
+        factors=FactorsOfSplits(collaborative(20), collaborative(10)),
+        metrics={},
+        config={},
+    )
+    return checkpoint.load(folder)
+
+
+@pytest.fixture(scope="module")
+def frames(spark: SparkSession) -> tuple[DataFrame, DataFrame]:
+    items = spark.createDataFrame(ROWS, "item_id string, title string, stock int")
+    return items, spark.createDataFrame([(user, *rest) for user, rest in USERS.items()], PROMPTS).coalesce(2)
+
+
+def sigmoid(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-value))
+
+
+def taste_by_hand(one: Factors, history: Sequence[tuple[str, bool, float]]) -> Any:
+    ids = sorted(KNOWN)
+    kept = [(ids.index(item), liked) for item, liked, _ in history if item in KNOWN][:TASTE_LENGTH]
+    taste = np.zeros(DIMENSION)
+    for age, (place, liked) in enumerate(kept):
+        weight = one.mix[0] / math.sqrt(len(kept)) + one.mix[1] * math.exp(-age / 3.0) / math.sqrt(3.0)
+        taste += weight * one.history[place if liked else len(ids) + place]
+    return taste
+
+
+@torch.inference_mode()
+def by_hand(found: Checkpoint, user_id: str, whole: Collaborative) -> dict[str, tuple[float, float]]:
+    """(score, probability) of each item for one user, each pair alone."""
+    torch.set_num_threads(1)
+    age, history, _, _ = USERS[user_id]
+    model, segmenter, ids = found.model(), found.segmenter(), sorted(KNOWN)
+    rows = {row["item_id"]: row for row in ROWS}
+    entries = [Interaction(rows[item], liked, value) for item, liked, value in history if item in rows]
+    segment = segmenter.user({"age": age}, entries)
+    assert segment is not None and segment.ids.count(FACTORS) == 1
+    tastes = {kind: taste_by_hand(one, history) for kind, one in whole.factors.items()}
+    user = Segment(*_padded(segment.ids), torch.tensor(np.concatenate(list(tastes.values()))[None]).float())
+    result = {}
+    for item, row in rows.items():
+        tokens = segmenter.items([row])[0]
+        if tokens is None:
+            continue
+        place = ids.index(item) if item in KNOWN else -1
+        own = np.concatenate([one.target[place] for one in whole.factors.values()])
+        asked = Segment(*_padded(tokens), torch.from_numpy(own[None]))
+        if model.join == "full":
+            hidden, pooled = model.pair(user, asked)
+        else:
+            states = model.encode_users(user.ids, user.lengths, user.factors)
+            items = model.encode_items(asked.ids, asked.lengths, asked.factors)
+            hidden, pooled = model.joined(states, items, torch.tensor([[0]]))[0], states.pooled
+        assert model.listing is not None
+        terms = {k: float(one.target[place] @ tastes[k] + one.offset[place]) for k, one in whole.factors.items()}
+        text = float(model.rating(hidden, pooled)) + BIASES.user.get(user_id, 0.0) + BIASES.item.get(item, 0.0)
+        rating = 0.7 * text + 0.9 * terms["rating"] - 0.2
+        listing = 0.4 * rating + 0.8 * float(model.listing(hidden, pooled)) + 1.1 * terms["listing"] - 0.3
+        result[item] = sigmoid(listing), sigmoid(rating)
+    return result
+
+
+def _padded(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([ids]), torch.tensor([len(ids)])
+
+
+def lists(frame: DataFrame) -> dict[str, list[Any]]:
+    by_user: dict[str, list[Any]] = {}
+    for row in frame.collect():
+        by_user.setdefault(row.user_id, []).append(row)
+    return by_user
+
+
+@pytest.mark.parametrize("of_train", [False, True])
+def test_score_and_probability_are_those_of_all_parts(
+    spark: SparkSession, found: Checkpoint, frames: tuple[DataFrame, DataFrame], of_train: bool
+) -> None:
+    items, users = frames
+    shipped = shipped_from(spark, found.folder, items)
+    assert shipped.history_length == max(HISTORY_LENGTH, TASTE_LENGTH)
+    shipped = shipped.of_train() if of_train else shipped
+    got = lists(scores(users, shipped, n=5))
+    listed = {row["item_id"] for row in ROWS if row["stock"]}
+    for user_id, (_, _, excluded, candidates) in USERS.items():
+        every = by_hand(found, user_id, collaborative(20 if of_train else 10))
+        asked = [item for item in every if item in listed and item not in excluded and item in (candidates or every)]
+        best = sorted(asked, key=lambda item: (-every[item][0], item))[:5]
+        own = got[user_id]
+        assert [row.item_id for row in own] == best
+        assert [row.score for row in own] == pytest.approx([every[item][0] for item in best], abs=1e-6)
+        assert [row.probability for row in own] == pytest.approx([every[item][1] for item in best], abs=1e-6)
+
+
+def test_sql_knows_texts_alone(spark: SparkSession, found: Checkpoint, frames: tuple[DataFrame, DataFrame]) -> None:
+    """A text has no id: its probability is that of a new user and a new item, factors and bias terms left out."""
+    register(spark, shipped_from(spark, found.folder, frames[0]), name="score_of_texts")
+    (row,) = spark.sql("SELECT score_of_texts('film a', 'film b') AS p").collect()
+    assert 0 < row.p < 1
