@@ -38,8 +38,8 @@ _ENCODE_BLOCK = 128  # items encoded at once
 _LAST_BLOCK = {"cpu": 512, "cuda": 8192}  # items of a block: fits the cache, or fills the device
 _EARLY_BLOCK = {"cpu": 128, "cuda": 2048}
 _STATES = ("hidden", "query", "own", "own_lse", "hidden_mask")
-
-Scores, Floats = npt.NDArray[np.float64], npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
 Work = Callable[[int, int], None]  # on items start .. stop - 1
 
@@ -116,7 +116,7 @@ class Scorer:
 
     def logits(self, user: list[int], *, items: Index | None = None, factors: Floats | None = None) -> Scores:
         """As `score`, before bias terms and calibration; `factors` (F,) are the user's collaborative token."""
-        return self.head_logits(user, items=items, factors=factors)[0].copy()
+        return np.asarray(self.head_logits(user, items=items, factors=factors)[0])
 
     @torch.inference_mode()
     def head_logits(self, user: list[int], *, items: Index | None = None, factors: Floats | None = None) -> Scores:
