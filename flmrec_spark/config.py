@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.sections import (
+    DiversityConfig,
     EvaluateConfig,
     ModelConfig,
     PrepareConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "AdapterConfig",
     "AugmentConfig",
     "Config",
+    "DiversityConfig",
     "EarlyStoppingConfig",
     "EvaluateConfig",
     "FinetuneConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,18 +37,7 @@ Strategy = Literal[
     "content_tfidf",
     "content_lm",
 ]
-CHEAP: list[Baseline] = [
-    "popularity",
-    "item_mean",
-    "user_mean",
-    "user_item_mean",
-    "logistic_regression",
-    "als",
-    "item_knn",
-    "ease",
-    "markov",
-    "content_tfidf",
-]
+CHEAP: list[Baseline] = [name for name in get_args(Baseline) if name != "content_lm"]  # whose fit runs no model
 
 
 class Section(BaseModel):
@@ -161,6 +150,30 @@ class ModelConfig(Section):
         return self
 
 
+class DiversityConfig(Section):
+    relevance: Share = Field(
+        1.0, description="maximal marginal relevance: weight of the score; the rest is of being unlike the list; 1: off"
+    )
+    pool: Count = Field(100, description="best candidates of a user that a list is chosen from")
+    caps: dict[str, Count] = Field(
+        default_factory=dict, description="attribute of items: at most this many items of one value in a list"
+    )
+    separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict, description="capped attribute: what stands between its values; else it is one value"
+    )
+
+    @model_validator(mode="after")
+    def _separates_what_is_capped(self) -> DiversityConfig:
+        free = sorted(set(self.separators) - set(self.caps))
+        if free:
+            raise ValueError(f"separators: got {free[0]}, expected an attribute of caps: {sorted(self.caps)}")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        return self.relevance < 1.0 or bool(self.caps)
+
+
 class ScoreConfig(Section):
     strategy: Strategy = Field("flm", description="who makes the lists; but flm and hybrid, none needs a checkpoint")
     n: Count = Field(10, description="length of a published list")
@@ -179,6 +192,9 @@ class ScoreConfig(Section):
     partitions: Count | None = Field(None, description="tasks of the score stage, all equal; null: smaller ones last")
     broadcast_limit_mb: Annotated[int, Field(ge=0)] = Field(512, description="larger checkpoints travel as a file")
     gpus_per_task: Annotated[int, Field(ge=0)] = Field(0, description="GPUs that a score task asks Spark for")
+    diversity: DiversityConfig = Field(
+        DiversityConfig(), description="which of the best items stand in a list together"
+    )
 
     @model_validator(mode="after")
     def _deep_enough(self) -> ScoreConfig:
@@ -186,6 +202,14 @@ class ScoreConfig(Section):
             raise ValueError(f"depth: got {self.depth}, expected >= n = {self.n}")
         if len(set(self.history_splits)) != len(self.history_splits):
             raise ValueError(f"history_splits: got {self.history_splits}, expected each split once")
+        return self
+
+    @model_validator(mode="after")
+    def _diverse_lists_are_whole(self) -> ScoreConfig:
+        if self.diversity.is_on and self.diversity.pool < self.n:
+            raise ValueError(f"diversity.pool: got {self.diversity.pool}, expected >= n = {self.n}")
+        if self.diversity.is_on and self.staged_n != self.n:
+            raise ValueError(f"depth: got {self.depth}, expected null with diversity: its lists are chosen as a whole")
         return self
 
     @property

@@ -20,6 +20,7 @@ from flmrec_spark.stages.baselines import lists
 from flmrec_spark.stages.baselines.lists import MODEL, Pack, Packed
 from flmrec_spark.stages.baselines.stacker import Stacker
 from flmrec_spark.stages.baselines.world import Floats, logit
+from flmrec_spark.stages.diversity import Diverse, diversified, of_worker
 from flmrec_spark.stages.scores import Answer, Shipped, User
 from flmrec_spark.stages.usage import Meter
 
@@ -67,19 +68,38 @@ def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved
     return _mapped(users, shipped, packed, rows, f"{c.USER_ID} string, {c.ITEM_ID} string, {FEATURES} array<double>")
 
 
-def lists_of_both(users: DataFrame, shipped: Shipped, packed: Packed, stacker: Stacker, *, n: int) -> DataFrame:
-    """The n best items of each user by flm, and by the stack; columns and order as `baselines.lists.lists`."""
+def lists_of_both(
+    users: DataFrame,
+    shipped: Shipped,
+    packed: Packed,
+    stacker: Stacker | None,
+    *,
+    n: int,
+    diverse: Diverse | None = None,
+) -> DataFrame:
+    """The n best items of each user by flm, and by the stack if there is one, each also as diversity chooses them.
+
+    Columns and order are as `baselines.lists.lists`, the further lists called by `diversity.diversified`.
+    """
 
     def rows(user: User, worker: Any, pack: Pack, meter: Meter) -> Iterator[pa.RecordBatch]:
         answer = scores.answer_of(user, worker, meter)
-        values: dict[str, Any] = {FLM: None, HYBRID: None}
-        if answer.values is not None:
-            values = {FLM: answer.values, HYBRID: stacker.probability(_features(user, worker, answer, pack))}
+        values: dict[str, Any] = {FLM: answer.values}
+        if stacker is not None:
+            is_there = answer.values is not None
+            values[HYBRID] = stacker.probability(_features(user, worker, answer, pack)) if is_there else None
         for name, own in values.items():
-            found = scores.list_rows(user, worker, answer, None if own is None else answer.best(own, n))
-            yield found.add_column(0, MODEL, pa.array([name] * found.num_rows, pa.string()))
+            yield _named(name, scores.list_rows(user, worker, answer, None if own is None else answer.best(own, n)))
+            if diverse is not None:
+                pick = of_worker(diverse.config, worker)
+                top = None if own is None else answer.best(own, diverse.n, pick)
+                yield _named(diversified(name), scores.list_rows(user, worker, answer, top))
 
     return _mapped(users, shipped, packed, rows, lists.OUTPUT)
+
+
+def _named(model: str, found: pa.RecordBatch) -> pa.RecordBatch:
+    return found.add_column(0, MODEL, pa.array([model] * found.num_rows, pa.string()))
 
 
 def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, output: str) -> DataFrame:

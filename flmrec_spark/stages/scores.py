@@ -20,7 +20,9 @@ from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 
 from flmrec_spark import columns as c
-from flmrec_spark.ranking import best
+from flmrec_spark.config import DiversityConfig
+from flmrec_spark.reranking import PLAIN, Reranker
+from flmrec_spark.stages.diversity import of_worker
 from flmrec_spark.stages.partitions import CostModel
 from flmrec_spark.stages.usage import Meter, Usage
 
@@ -105,8 +107,8 @@ def make_ready(spark: SparkSession, shipped: Shipped, *, tasks: int) -> DataFram
     return spark.range(0, tasks, 1, tasks).mapInArrow(load, "id long", profile=shipped.profile)
 
 
-def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
-    """The n best items of each user, by score descending, then item_id.
+def scores(users: DataFrame, shipped: Shipped, *, n: int, diversity: DiversityConfig | None = None) -> DataFrame:
+    """The n best items of each user, or the n that diversity chooses, by score descending, then item_id.
 
     Args:
       users: rows of `user_prompts.user_prompts`.
@@ -116,15 +118,15 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
       user_id, rank (1 is best), item_id, score (calibrated probability), has_history, history_cut (interactions
       that the token budget left out), reason. A user without a list has one row of rank 0 that says why.
     """
-    profile = profile_columns(users)
-    bundle, usage = shipped.bundle, shipped.usage
+    profile, bundle, usage = profile_columns(users), shipped.bundle, shipped.usage
 
     def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         worker = bundle.worker()
+        pick = of_worker(diversity, worker)
         with usage.task() as meter:
             for batch in batches:
                 with meter.busy():
-                    lists = [_list(user, worker, n, meter) for user in users_of(batch, worker.catalogue, profile)]
+                    lists = [_list(user, worker, n, meter, pick) for user in users_of(batch, worker.catalogue, profile)]
                 yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
@@ -187,15 +189,15 @@ class Answer:
     is_left: Any = None  # bool (items of the scorer,): not excluded
     values: Any = None
 
-    def best(self, values: Any, n: int) -> tuple[Any, Any]:
-        """The scorer's rows of the n best values, best first, and these; `values` as the answer's own."""
-        top = best(values, n, allowed=self.is_left if self.asked is None else None)
+    def best(self, values: Any, n: int, reranker: Reranker = PLAIN) -> tuple[Any, Any]:
+        """The scorer's rows of the n best values, or of those chosen, best first, and these; `values` as its own."""
+        top = reranker.best(values, n, allowed=self.is_left if self.asked is None else None, items=self.asked)
         return (top if self.asked is None else self.asked[top]), values[top]
 
 
-def _list(user: User, worker: Any, n: int, meter: Meter) -> pa.RecordBatch:
+def _list(user: User, worker: Any, n: int, meter: Meter, reranker: Reranker) -> pa.RecordBatch:
     answer = answer_of(user, worker, meter)
-    return list_rows(user, worker, answer, None if answer.values is None else answer.best(answer.values, n))
+    return list_rows(user, worker, answer, None if answer.values is None else answer.best(answer.values, n, reranker))
 
 
 def answer_of(user: User, worker: Any, meter: Meter) -> Answer:
@@ -235,8 +237,7 @@ def _known(rows: Any) -> Any:
 def _rows(
     user: User, has_history: bool, n_cut: int, *, items: Any = None, values: Any = None, reason: str | None = None
 ) -> pa.RecordBatch:
-    n = 1 if items is None else len(items)
-    first = 0 if items is None else 1
+    n, first = (1, 0) if items is None else (len(items), 1)
     columns = {
         c.USER_ID: pa.array([user.user_id] * n, pa.string()),
         c.RANK: pa.array(np.arange(first, first + n), pa.int32()),
