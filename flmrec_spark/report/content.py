@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 from flmrec_spark import metrics
 from flmrec_spark.report import charts, found, parts
@@ -48,7 +47,7 @@ class Result:
     models: Sequence[str]
     against: str
     stacks: Collection[str] = ()
-    diverse: Mapping[str, str] = MappingProxyType({})  # lists chosen for diversity -> the model they were chosen from
+    diverse: Mapping[str, str] = field(default_factory=dict)  # chosen lists -> whose they are
     diversity: str = ""  # how
 
     @property
