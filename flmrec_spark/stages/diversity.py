@@ -58,6 +58,7 @@ def of_texts(config: DiversityConfig | None, texts: Callable[[], Sequence[str]],
 def of_worker(config: DiversityConfig | None, worker: Any) -> Reranker:
     """For the items of the scorer of a `lm.worker.Worker`, made once in a process; otherwise as `of_texts`."""
     if config is None:
+        _MADE.clear()  # nor is an old run's model kept
         return PLAIN
     if not _MADE or _MADE[0][0] is not worker or _MADE[0][1] != config:
         fields = [worker.catalogue.fields[place] for place in worker.catalogue.listed]
