@@ -93,7 +93,7 @@ def _values(items: DataFrame, name: str, separator: str | None) -> Column:
         parts = parts.cast("array<string>")
     else:
         parts = F.split(column.cast("string"), re.escape(separator))
-    trimmed = F.transform(parts, F.trim)
+    trimmed = F.transform(parts, lambda part: F.trim(part))
     return F.array_distinct(F.filter(trimmed, lambda part: part != ""))
 
 
