@@ -18,10 +18,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flmrec_spark.errors import ConfigError
+from flmrec_spark.model_sections import CollaborativeConfig, ModelConfig
 from flmrec_spark.sections import (
-    CollaborativeConfig,
+    DiversityConfig,
     EvaluateConfig,
-    ModelConfig,
     PrepareConfig,
     PromptsConfig,
     ScoreConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "AugmentConfig",
     "CollaborativeConfig",
     "Config",
+    "DiversityConfig",
     "EarlyStoppingConfig",
     "EvaluateConfig",
     "FactorTrainingConfig",

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from flmrec_spark import columns as c
 from flmrec_spark import scoring
+from flmrec_spark.config import ScoreConfig
 from flmrec_spark.job import Job
 from flmrec_spark.lm.flops import item_flops
 from flmrec_spark.report.console import WIDTH
@@ -53,7 +54,7 @@ def estimate(job: Job, shipped: Shipped, prompts: DataFrame, work: partitions.Wo
       work: of all of them.
     """
     slots = scoring.slots(shipped)
-    tried = _try(shipped, prompts, n=job.config.score.staged_n, slots=slots)
+    tried = _try(shipped, prompts, config=job.config.score, slots=slots)
     scoring.count(job, shipped)
     rows = round(tried.rows_per_user * work.users)
     once = item_flops(shipped.cost.shape, shipped.cost.item_tokens) * shipped.n_items
@@ -71,13 +72,13 @@ def estimate(job: Job, shipped: Shipped, prompts: DataFrame, work: partitions.Wo
     _show(job, slots)
 
 
-def _try(shipped: Shipped, prompts: DataFrame, *, n: int, slots: int) -> Tried:
+def _try(shipped: Shipped, prompts: DataFrame, *, config: ScoreConfig, slots: int) -> Tried:
     started = time.perf_counter()
-    first, _, _ = _score(shipped, sample(prompts, slots), n=n, slots=slots)
+    first, _, _ = _score(shipped, sample(prompts, slots), config=config, slots=slots)
     stage_s = max(0.0, time.perf_counter() - started - first)
     n_users = min(_MOST, max(2, round(_TRIAL_S / first))) * slots
     users = sample(prompts, n_users)
-    per_user, listed, users_tried = _score(shipped, users, n=n, slots=slots)
+    per_user, listed, users_tried = _score(shipped, users, config=config, slots=slots)
     flops = partitions.measure(users, shipped.cost).flops / users_tried
     sink = io.BytesIO()
     pq.write_table(listed, sink)
@@ -85,10 +86,12 @@ def _try(shipped: Shipped, prompts: DataFrame, *, n: int, slots: int) -> Tried:
     return Tried(flops / per_user, rows / users_tried, sink.tell() / rows, stage_s)
 
 
-def _score(shipped: Shipped, users: DataFrame, *, n: int, slots: int) -> tuple[float, pa.Table, int]:
+def _score(shipped: Shipped, users: DataFrame, *, config: ScoreConfig, slots: int) -> tuple[float, pa.Table, int]:
     """(seconds per user of one slot while all are busy, the lists, users)."""
     before = shipped.usage.sums()
-    listed = scores(users.repartition(slots), shipped, n=n).where(F.col(c.RANK) > 0).toArrow()
+    diversity = config.diversity if config.diversity.is_on else None
+    lists = scores(users.repartition(slots), shipped, n=config.staged_n, diversity=diversity)
+    listed = lists.where(F.col(c.RANK) > 0).toArrow()
     after = shipped.usage.sums()
     n_users = after["users"] - before.get("users", 0.0)
     return (after["busy_s"] - before.get("busy_s", 0.0)) / n_users, listed, int(n_users)
@@ -100,6 +103,8 @@ def _show(job: Job, slots: int) -> None:
     for name in ("users", "items", "pairs", "tokens", "gflop", "rows"):
         table.add_row(name, f"{counts[name]:,}")
     table.add_row("precision", f"{job.versions['precision']} ({job.versions['precision_because']})")
+    if "diversity" in job.versions:
+        table.add_row("diversity", job.versions["diversity"])
     table.add_row("tables, both", f"{counts['table_mb']:,} MB")
     table.add_row("memory of all processes", f"{counts['peak_rss_mb'] / 1024:.1f} GiB")
     table.add_row("time", f"{seconds['wall']:,.0f} s on {slots} cores or GPUs")

@@ -15,12 +15,15 @@ from pyspark import SparkFiles
 from pyspark.sql import DataFrame, SparkSession
 
 from flmrec_spark import columns as c
+from flmrec_spark.config import DiversityConfig
 from flmrec_spark.errors import InputError
 from flmrec_spark.prompts import Template
+from flmrec_spark.reranking import PLAIN, Reranker
 from flmrec_spark.ship import listable
 from flmrec_spark.stages.baselines import als, content, counts, logistic, neighbours
 from flmrec_spark.stages.baselines.lists import Pack, Packed
 from flmrec_spark.stages.baselines.world import Baseline, Bools, World
+from flmrec_spark.stages.diversity import of_texts
 
 log = logging.getLogger("flmrec")
 
@@ -76,9 +79,20 @@ def listed_items(items: DataFrame, item_filter: str | None, item_ids: Sequence[s
     return np.array([item in allowed for item in item_ids], dtype=bool)
 
 
-def send(spark: SparkSession, world: World, fitted: Mapping[str, Baseline], is_listed: Bools) -> Packed:
+def reranker(diversity: DiversityConfig | None, world: World, tools: Tools) -> Reranker:
+    """What makes baselines' lists diverse, to be sent with them."""
+    return of_texts(diversity, lambda: tools.texts(world), world.item_fields)
+
+
+def send(
+    spark: SparkSession,
+    world: World,
+    fitted: Mapping[str, Baseline],
+    is_listed: Bools,
+    reranker: Reranker = PLAIN,
+) -> Packed:
     """The fitted baselines on their way to every executor."""
-    pack = Pack(world.item_ids, is_listed, counts.popularity(world), dict(fitted))
+    pack = Pack(world.item_ids, is_listed, counts.popularity(world), dict(fitted), reranker)
     # The application's own folder: it lives as long as executors may ask for the file, and Spark removes it.
     folder = Path(SparkFiles.getRootDirectory()) / "flmrec-driver"
     folder.mkdir(exist_ok=True)

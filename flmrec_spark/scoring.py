@@ -14,6 +14,7 @@ from flmrec_spark.lm import folders, manifest
 from flmrec_spark.prompts import load_template
 from flmrec_spark.ship import filter_digest, settled
 from flmrec_spark.stages import partitions, scores
+from flmrec_spark.stages.diversity import checked, told
 from flmrec_spark.stages.hybrid import FLM
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
@@ -24,17 +25,25 @@ PUBLISHED, STAGED, NEW = "published", "staged", "new"
 
 
 def fingerprint(job: Job, candidates: DataFrame | None) -> str:
-    """What the lists depend on: two runs of one fingerprint publish the same rows."""
+    """What the lists depend on: two runs of one fingerprint publish the same rows.
+
+    Raises:
+      ConfigError: as `diversity.checked`.
+    """
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
     strategy, made_by = job.config.score.strategy, []
     if strategy in NEEDS_CHECKPOINT:
         job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
+    config = job.config.score
+    diversity = checked(config.diversity, read(job, "items").columns)
+    if diversity is not None:
+        job.versions["diversity"] = told(diversity)
     if strategy != FLM:
-        made_by = depends_on(strategy, names=job.config.evaluate.baselines, tools=tools(job))
+        compares = diversity is not None and diversity.relevance < 1
+        made_by = depends_on(strategy, names=job.config.evaluate.baselines, compares_texts=compares, tools=tools(job))
     if candidates is not None:
         job.inputs["candidates"] = content_digest(candidates)
-    config = job.config.score
     settings = [
         config.n,
         config.depth,
@@ -44,6 +53,7 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
         config.history_splits,
         config.precision,
         *made_by,
+        *([] if diversity is None else [diversity.model_dump()]),
     ]
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
     contents = [commit.get("content") for name in INPUTS for commit in job.tables.commits(name)[:1]]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,18 +36,7 @@ Strategy = Literal[
     "content_tfidf",
     "content_lm",
 ]
-CHEAP: list[Baseline] = [
-    "popularity",
-    "item_mean",
-    "user_mean",
-    "user_item_mean",
-    "logistic_regression",
-    "als",
-    "item_knn",
-    "ease",
-    "markov",
-    "content_tfidf",
-]
+CHEAP: list[Baseline] = [name for name in get_args(Baseline) if name != "content_lm"]  # whose fit runs no model
 
 
 class Section(BaseModel):
@@ -139,38 +127,28 @@ class PromptsConfig(Section):
     history_length: Count = Field(30, description="interactions in a prompt at most, before tokens are counted")
 
 
-class CollaborativeConfig(Section):
-    """Collaborative factors: what users did as vectors, beside what items say as text."""
-
-    dimension: Annotated[int, Field(ge=0)] = Field(0, description="numbers of a vector; 0: no factors")
-    history_length: Count = Field(300, description="newest interactions that a user's vector is made of")
-    recency: Annotated[float, Field(gt=0.0)] = Field(
-        5.0, description="interactions after which the extra weight of a recent one has fallen to 1 / e"
+class DiversityConfig(Section):
+    relevance: Share = Field(
+        1.0, description="maximal marginal relevance: weight of the score; the rest is of being unlike the list; 1: off"
     )
-    tokens: bool = Field(True, description="the vectors are a token of each segment too, not a term of the logit alone")
-
-
-class ModelConfig(Section):
-    path: str = Field(description="folder of a pretrained model with its tokenizer")
-    join: Literal["layer", "attention", "full"] = "layer"
-    join_layer: Annotated[int, Field(ge=0)] | Literal["last"] = Field(
-        "last", description="first layer in which the item sees the user; 0 .. number of layers; last = layers - 1"
+    pool: Count = Field(100, description="best candidates of a user that a list is chosen from")
+    caps: dict[str, Count] = Field(
+        default_factory=dict, description="attribute of items: at most this many items of one value in a list"
     )
-    head: Literal["linear", "answer"] = Field(
-        "linear", description="start of the head: from nothing, or from a language head's rows for yes and no"
+    separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict, description="capped attribute: what stands between its values; else it is one value"
     )
-    keep_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
-        None, description="layers of the pretrained model that are kept, from 0; null: all"
-    )
-    bias_terms: bool = Field(True, description="learned offset per user and item, 0 for the unknown")
-    collaborative: CollaborativeConfig = CollaborativeConfig()
 
     @model_validator(mode="after")
-    def _layers_ascend(self) -> ModelConfig:
-        kept = self.keep_layers
-        if kept is not None and any(one >= other for one, other in pairwise(kept)):
-            raise ValueError(f"keep_layers: got {kept}, expected ascending numbers such as [0, 2, 4]")
+    def _separates_what_is_capped(self) -> DiversityConfig:
+        free = sorted(set(self.separators) - set(self.caps))
+        if free:
+            raise ValueError(f"separators: got {free[0]}, expected an attribute of caps: {sorted(self.caps)}")
         return self
+
+    @property
+    def is_on(self) -> bool:
+        return self.relevance < 1.0 or bool(self.caps)
 
 
 class ScoreConfig(Section):
@@ -191,6 +169,9 @@ class ScoreConfig(Section):
     partitions: Count | None = Field(None, description="tasks of the score stage, all equal; null: smaller ones last")
     broadcast_limit_mb: Annotated[int, Field(ge=0)] = Field(512, description="larger checkpoints travel as a file")
     gpus_per_task: Annotated[int, Field(ge=0)] = Field(0, description="GPUs that a score task asks Spark for")
+    diversity: DiversityConfig = Field(
+        DiversityConfig(), description="which of the best items stand in a list together"
+    )
 
     @model_validator(mode="after")
     def _deep_enough(self) -> ScoreConfig:
@@ -198,6 +179,14 @@ class ScoreConfig(Section):
             raise ValueError(f"depth: got {self.depth}, expected >= n = {self.n}")
         if len(set(self.history_splits)) != len(self.history_splits):
             raise ValueError(f"history_splits: got {self.history_splits}, expected each split once")
+        return self
+
+    @model_validator(mode="after")
+    def _diverse_lists_are_whole(self) -> ScoreConfig:
+        if self.diversity.is_on and self.diversity.pool < self.n:
+            raise ValueError(f"diversity.pool: got {self.diversity.pool}, expected >= n = {self.n}")
+        if self.diversity.is_on and self.staged_n != self.n:
+            raise ValueError(f"depth: got {self.depth}, expected null with diversity: its lists are chosen as a whole")
         return self
 
     @property

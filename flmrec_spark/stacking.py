@@ -18,8 +18,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
+from flmrec_spark.config import DiversityConfig
 from flmrec_spark.errors import InputError
-from flmrec_spark.fitting import Tools, fit_all, send
+from flmrec_spark.fitting import Tools, fit_all, reranker, send
 from flmrec_spark.stages import evaluation, hybrid
 from flmrec_spark.stages.baselines import stacker
 from flmrec_spark.stages.baselines.collect import world_of
@@ -54,8 +55,12 @@ def fit_models(
     history_splits: Sequence[str],
     tools: Tools,
     timed: Callable[[str], AbstractContextManager[None]],
+    diversity: DiversityConfig | None = None,
 ) -> Models:
     """The shipped model and the named baselines, fitted on the history splits and sent; without a stack.
+
+    Args:
+      diversity: for baselines whose lists are to be diverse; None when none is.
 
     Raises:
       InputError: as `world_of`.
@@ -63,7 +68,8 @@ def fit_models(
     with timed("collect"):
         world = prepared.world(history_splits)
     fitted = fit_all(names, world, tools, timed=timed)
-    packed = send(tools.spark, world, fitted, np.ones(len(world.item_ids), dtype=bool))
+    is_listed = np.ones(len(world.item_ids), dtype=bool)
+    packed = send(tools.spark, world, fitted, is_listed, reranker(diversity, world, tools))
     return Models(shipped, packed, list(fitted), None)
 
 

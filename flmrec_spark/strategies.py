@@ -14,12 +14,13 @@ from pathlib import Path
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from flmrec_spark.config import ScoreConfig
+from flmrec_spark.config import DiversityConfig, ScoreConfig
 from flmrec_spark.errors import CheckpointError, InputError
-from flmrec_spark.fitting import Tools, fit, listed_items, send
+from flmrec_spark.fitting import Tools, fit, listed_items, reranker, send
 from flmrec_spark.ship import listable
 from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
 from flmrec_spark.stages.baselines.lists import MODEL, lists
+from flmrec_spark.stages.diversity import Diverse, diversified
 from flmrec_spark.stages.hybrid import FLM, HYBRID, lists_of_both
 from flmrec_spark.stages.scores import Shipped
 
@@ -63,9 +64,16 @@ def recommender(
       As `baseline`, `hybrid` and `ship`.
     """
     splits, item_filter = config.history_splits, config.item_filter
+    diversity = config.diversity if config.diversity.is_on else None
     if config.strategy not in NEEDS_CHECKPOINT:
         return baseline(
-            config.strategy, prepared, history_splits=splits, item_filter=item_filter, tools=tools, timed=timed
+            config.strategy,
+            prepared,
+            history_splits=splits,
+            item_filter=item_filter,
+            diversity=diversity,
+            tools=tools,
+            timed=timed,
         )
     shipped = ship(item_filter)
     if config.strategy == HYBRID:
@@ -75,13 +83,14 @@ def recommender(
             ship_all=(lambda: ship(None)) if item_filter else None,
             names=names,
             history_splits=splits,
+            diversity=diversity,
             tools=tools,
             partitions=partitions,
             timed=timed,
         )
 
     def lists_of_flm(prompts: DataFrame, n: int, settled: Shipped | None) -> DataFrame:
-        return scores(prompts, settled, n=n)
+        return scores(prompts, settled, n=n, diversity=diversity)
 
     return Recommender(shipped.history_length, shipped.n_items, list(shipped.rejected), lists_of_flm, shipped)
 
@@ -92,6 +101,7 @@ def baseline(
     *,
     history_splits: Sequence[str],
     item_filter: str | None,
+    diversity: DiversityConfig | None,
     tools: Tools,
     timed: Timed,
 ) -> Recommender:
@@ -112,8 +122,9 @@ def baseline(
             world = prepared.world(history_splits)
         with timed(f"fit {name}"):
             fitted = {name: fit(name, world, tools)}
-        packed = send(tools.spark, world, fitted, listed_items(prepared.items, item_filter, world.item_ids))
-        return lists(prompts, packed, names=[name], n=n).drop(MODEL)
+        is_listed = listed_items(prepared.items, item_filter, world.item_ids)
+        packed = send(tools.spark, world, fitted, is_listed, reranker(diversity, world, tools))
+        return lists(prompts, packed, names=[name], n=n, diverse=diversity is not None).drop(MODEL)
 
     return Recommender(HISTORY_LENGTH, n_items, [], make)
 
@@ -125,6 +136,7 @@ def hybrid(
     ship_all: Callable[[], Shipped] | None,
     names: Sequence[str],
     history_splits: Sequence[str],
+    diversity: DiversityConfig | None,
     tools: Tools,
     partitions: int,
     timed: Timed,
@@ -146,8 +158,9 @@ def hybrid(
             stacked = settled if ship_all is None else _like(ship_all(), settled)
             models = with_stack(models, prepared, shipped=stacked, tools=tools, partitions=partitions)
         assert models.stackers is not None
-        both = lists_of_both(prompts, settled, models.packed, models.stackers.ranking, n=n)
-        return both.where(F.col(MODEL) == HYBRID).drop(MODEL)
+        diverse = None if diversity is None else Diverse(diversity, n)
+        both = lists_of_both(prompts, settled, models.packed, models.stackers.ranking, n=n, diverse=diverse)
+        return both.where(F.col(MODEL) == (diversified(HYBRID) if diverse else HYBRID)).drop(MODEL)
 
     return Recommender(max(HISTORY_LENGTH, shipped.history_length), shipped.n_items, shipped.rejected, make, shipped)
 
@@ -157,15 +170,18 @@ def _like(shipped: Shipped, other: Shipped) -> Shipped:
     return replace(shipped, bundle=replace(shipped.bundle, precision=other.bundle.precision))
 
 
-def depends_on(strategy: str, *, names: Sequence[str], tools: Tools) -> list[str]:
+def depends_on(strategy: str, *, names: Sequence[str], tools: Tools, compares_texts: bool = False) -> list[str]:
     """What lists of a strategy other than flm depend on besides tables, checkpoint and `score`.
+
+    Args:
+      compares_texts: diversity compares the items, which for a baseline it does by their texts.
 
     Raises:
       CheckpointError: `content_lm` takes part and its model is not there.
     """
     parts = list(names) if strategy == HYBRID else [strategy]
     found = [strategy, *parts]
-    if any(part.startswith("content_") for part in parts):
+    if any(part.startswith("content_") for part in parts) or (compares_texts and strategy != HYBRID):
         found.append(tools.template.to_yaml())
     if "content_lm" in parts:
         file = Path(tools.model_path) / "model.safetensors"

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,38 +27,27 @@ from flmrec_spark.bootstrap import Array
 from flmrec_spark.errors import InputError
 from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
+from flmrec_spark.measuring import HISTORY_SPLITS, Inputs, diverse_lists, inputs_of, kept_in_memory
 from flmrec_spark.prompts import load_template
 from flmrec_spark.report import page, stored
 from flmrec_spark.report.console import WIDTH, report
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.publish import publish
 from flmrec_spark.ship import settled, ship
-from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
+from flmrec_spark.stacking import Prepared, fit_models, with_stack
 from flmrec_spark.stages import evaluation
 from flmrec_spark.stages.baselines.lists import MODEL
+from flmrec_spark.stages.diversity import Diverse, diversified
 from flmrec_spark.stages.hybrid import FLM, HYBRID
 from flmrec_spark.stages.measurements import Measurement, measure, pairs
 from flmrec_spark.stages.models import WITH_PROBABILITY, Models, answered, listed
 from flmrec_spark.stages.scores import Shipped, scores
-from flmrec_spark.stages.user_prompts import user_prompts
 from flmrec_spark.tables.delta import run_predicate
 
-HISTORY_SPLITS = {c.VALID: (c.TRAIN,), c.TEST: (c.TRAIN, c.VALID)}
 INPUTS = ("interactions", "items", "users")
 REPORT_LIST = 10  # items of a list that the page shows
 
 log = logging.getLogger("flmrec")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Who and what is measured; `rows` as `evaluation.held_out`, `prompts` as `user_prompts.user_prompts`."""
-
-    history: DataFrame
-    rows: DataFrame
-    prompts: DataFrame
-    longest_rows: int  # distinct held-out items of a user at most
-    cutoffs: list[int]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,21 +66,26 @@ def evaluate(job: Job) -> None:
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
-    measured = _measured_now_or_before(job, shipped)
+    diverse = diverse_lists(job)
+    measured = _measured_now_or_before(job, shipped, diverse)
     rows = job.counts["held_out_rows"] - job.counts["unscored_rows"]
     title = f"{job.run_id}: {rows:,} rows of {job.counts['users']:,} users in {config.split}"
     known = {row.model for row in measured}
     names = [name for name in (FLM, *config.baselines, HYBRID) if name in known]  # the hybrid may have been left out
-    Console(width=WIDTH).print(report(measured, models=names, title=title))
+    chosen = {diversified(name): name for name in names if diversified(name) in known}
+    Console(width=WIDTH).print(report(measured, models=names, title=title, diverse=chosen))
     if job.files["report"] is not None:
         with job.timed("report"):
-            _publish(job, shipped, Result(measured, names, config.compared_with, {HYBRID}), job.files["report"])
+            result = Result(measured, names, config.compared_with, {HYBRID}, chosen, job.versions.get("diversity", ""))
+            _publish(job, shipped, result, job.files["report"])
 
 
-def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
+def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measurement]:
     """The measurements, read back when a finished run of this id has made them; its counts are the job's then."""
     config, precision = job.config.evaluate, job.config.score.precision
-    made_of = stored.fingerprint(job.tables, job.inputs, config, precision=precision)
+    made_of = stored.fingerprint(
+        job.tables, job.inputs, config, precision=precision, diverse=diverse, strategy=job.config.score.strategy
+    )
     job.run_id = job.run_id or f"evaluate-{made_of}"
     measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
     if measured is not None:
@@ -99,7 +93,7 @@ def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
         job.status, job.counts = "already done", dict(row["counts"])
         job.versions |= {name: told for name, told in row["versions"].items() if name.startswith("precision")}
         return measured
-    measured = _measured(job, shipped)
+    measured = _measured(job, shipped, diverse)
     job.counts["measurements"] = len(measured)
     told = {"run_id": job.run_id, "split": config.split, "made_of": made_of}
     with job.timed("write"):
@@ -107,25 +101,30 @@ def _measured_now_or_before(job: Job, shipped: Shipped) -> list[Measurement]:
     return measured
 
 
-def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
-    """Every metric; flm less each other model, the hybrid likewise, and each of them less `evaluate.against`."""
+def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measurement]:
+    """Every metric; flm less each other model, the hybrid likewise, and each of them less `evaluate.against`.
+
+    Diverse lists have no probabilities of their own, and are compared with the plain lists of their model.
+    """
     config = job.config.evaluate
     with ExitStack() as kept:
         with job.timed("choose users"):
-            inputs = _inputs(job, shipped, kept)
+            inputs = inputs_of(job, shipped, diverse, kept)
             shipped, told = settled(shipped, inputs.prompts, job.config.score)
             job.versions |= told
             shipped = shipped.of_train() if config.split == c.VALID else shipped
-        models = _models(job, shipped)
+        models = _models(job, shipped, diverse)
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, models)
         with job.timed("score lists"):
             asked, lists = _lists(job, inputs, models, rows, kept)
     compared = pairs(models.names, config.compared_with)
     compared += [(HYBRID, name) for name in models.baselines if models.stackers is not None]
+    compared += models.plain.items()
     with job.timed("measure"):
+        names = [*models.names, *models.plain]
         answers = evaluation.answers_of_all(
-            asked, rows, lists, models.names, with_probability=WITH_PROBABILITY, cutoffs=inputs.cutoffs
+            asked, rows, lists, names, with_probability=WITH_PROBABILITY, cutoffs=inputs.cutoffs
         )
         return measure(
             asked.world,
@@ -137,38 +136,23 @@ def _measured(job: Job, shipped: Shipped) -> list[Measurement]:
         )
 
 
-def _inputs(job: Job, shipped: Shipped, kept: ExitStack) -> Inputs:
-    config = job.config.evaluate
-    interactions, history_splits = job.tables.read("interactions"), HISTORY_SPLITS[config.split]
-    chosen = evaluation.draw_users(interactions, split=config.split, max_users=config.max_users, seed=config.seed)
-    users = kept.enter_context(_kept(job.tables.read("users").join(chosen, c.USER_ID, "left_semi")))
-    rows = evaluation.held_out(interactions, users, split=config.split, history_splits=history_splits)
-    rows = kept.enter_context(_kept(rows))
-    prompts = user_prompts(
-        users,
-        interactions,
-        splits=history_splits,
-        history_length=max(HISTORY_LENGTH, shipped.history_length),
-        exclude_seen=True,
-    )
-    prompts = kept.enter_context(_kept(prompts))
-    sizes = rows.groupBy(c.USER_ID).agg(F.count_distinct(c.ITEM_ID).alias("items"), F.count("*").alias("rows"))
-    held_out = sizes.agg(F.max("items").alias("longest"), F.sum("rows").alias("rows")).collect()[0]
-    if not held_out["rows"]:
-        raise InputError(f"table interactions: got no rows of split {config.split}, expected some; see prepare.split")
-    job.counts |= {"users": prompts.count(), "held_out_rows": held_out["rows"]}
-    job.counts["items"] = job.tables.read("items").count()
-    history = interactions.where(F.col(c.SPLIT).isin(*history_splits))
-    return Inputs(history, rows, prompts, longest_rows=held_out["longest"], cutoffs=sorted(set(config.k)))
-
-
-def _models(job: Job, shipped: Shipped) -> Models:
+def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     """Baselines are fitted on what the histories are from."""
     config = job.config.evaluate
     prepared = Prepared(*[job.tables.read(name) for name in ("interactions", "items", "users")])
     tools = Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
     splits = HISTORY_SPLITS[config.split]
-    models = fit_models(prepared, shipped, names=config.baselines, history_splits=splits, tools=tools, timed=job.timed)
+    diversity, published = None if diverse is None else diverse.config, job.config.score.strategy
+    models = fit_models(
+        prepared,
+        shipped,
+        names=config.baselines,
+        history_splits=splits,
+        diversity=diversity if published in config.baselines else None,
+        tools=tools,
+        timed=job.timed,
+    )
+    models = replace(models, diverse=diverse, published=published)
     if not config.hybrid or config.split != c.TEST:
         return models
     try:
@@ -197,14 +181,14 @@ def _lists(
 ) -> tuple[evaluation.Collected, dict[str, Array]]:
     """What was asked, with users in a fixed order, and each model's lists as places in the catalogue."""
     n = max(inputs.cutoffs)
-    together = kept.enter_context(_kept(listed(_spread(job, inputs.prompts), models, n=n)))
+    together = kept.enter_context(kept_in_memory(listed(_spread(job, inputs.prompts), models, n=n)))
     asked = evaluation.collected(
         rows,
         evaluation.relevant_items(inputs.rows).toArrow(),
         evaluation.measured_users(inputs.prompts, inputs.history).toArrow().sort_by(c.USER_ID),
         evaluation.catalogue(evaluation.catalogue_rows(job.tables.read("items"), inputs.history).toArrow()),
     )
-    found = evaluation.places_of_all(together, asked, models.listing, n=n)
+    found = evaluation.places_of_all(together, asked, models.lengths(n))
     job.counts["users_without_list"] = int((found[FLM][:, 0] < 0).sum())
     return asked, found
 
@@ -234,16 +218,6 @@ def _spread(job: Job, users: DataFrame) -> DataFrame:
 
 def _partitions(job: Job) -> int:
     return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
-
-
-@contextmanager
-def _kept(frame: DataFrame) -> Iterator[DataFrame]:
-    # What is read twice is computed once: a list is scored by the model, and found again for each question.
-    frame.persist()
-    try:
-        yield frame
-    finally:
-        frame.unpersist()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def score(job: Job) -> None:
         found = _recommender(job)
         prompts = _prompts(job, found, candidates, kept)
         metadata = {**job.metadata(), "fingerprint": made_of, "strategy": job.config.score.strategy}
+        metadata |= {name: job.versions[name] for name in ("diversity",) if name in job.versions}
         shipped = found.shipped
         if state == scoring.NEW:
             shipped, users = _planned(job, shipped, prompts)
@@ -208,9 +209,12 @@ def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataF
         audit.user_counts(staged, prompts),
         audit.list_counts(staged),
         audit.item_counts(staged, prompts, allowed, n=config.staged_n),
+        *audit.cap_counts(staged, scoring.read(job, "items"), config.diversity),
     )
     for frame in frames:
         job.counts |= frame.collect()[0].asDict()
+    if config.diversity.caps and job.counts["short_lists"]:
+        log.warning("score: %s lists are short, as no item left fits the caps", f"{job.counts['short_lists']:,}")
     n_rejected = job.counts["items_rejected"]
     found = audit.faults(job.counts, config, n_items=job.counts["items"] + n_rejected, n_rejected_items=n_rejected)
     if found:

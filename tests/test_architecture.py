@@ -17,13 +17,24 @@ ROOT = PACKAGE.parent
 LAYERS = (
     ("columns",),
     ("errors",),
-    ("sections", "training_sections", "config", "prompts", "metrics", "list_metrics", "bootstrap", "ranking"),
+    (
+        "sections",
+        "model_sections",
+        "training_sections",
+        "config",
+        "prompts",
+        "metrics",
+        "list_metrics",
+        "bootstrap",
+        "ranking",
+        "reranking",
+    ),
     ("lm", "tables"),
     ("stages",),
     ("ship", "session", "report"),
     ("fitting", "stacking", "strategies"),
     ("job",),
-    ("scoring", "dry_run"),
+    ("scoring", "dry_run", "measuring"),
 )
 APART = {("lm", "tables"), ("tables", "lm")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -14,17 +15,27 @@ from flmrec_spark.report.found import NOTHING, Found
 from flmrec_spark.stages.measurements import Measurement, difference
 
 WIDTH = 100  # columns that the report needs at most
+NONE: Mapping[str, str] = MappingProxyType({})
 _OF_ROWS = ("auc", "uauc", "log_loss", "calibration_error")
 _OF_LISTS = ("ndcg", "coverage")
 _SHORT = {"calibration_error": "ece"}
 _COMPARED = ("auc", "uauc", "log_loss", "ndcg")
 
 
-def report(rows: Sequence[Measurement], *, models: Sequence[str], title: str) -> Group:
-    """Two tables over all users; `models` as measured, the one that the others are compared with first."""
+def report(
+    rows: Sequence[Measurement], *, models: Sequence[str], title: str, diverse: Mapping[str, str] = NONE
+) -> Group:
+    """Two tables over all users, and one of what diversity costs.
+
+    Args:
+      models: as measured, the one that the others are compared with first.
+      diverse: lists -> the model that they were chosen from.
+    """
     by_key = found.of_all(rows)
     keys = list(_keys(by_key))
-    return Group(_values(by_key, keys, models, title), "", _differences(by_key, keys, models))
+    tables = [_values(by_key, keys, models, title), _differences(by_key, keys, models)]
+    tables += [_cost(by_key, *pair) for pair in diverse.items()]
+    return Group(*[part for table in tables for part in (table, "")][:-1])
 
 
 def _keys(by_key: Found) -> Iterator[tuple[str, int]]:
@@ -62,6 +73,20 @@ def _differences(by_key: Found, keys: Sequence[tuple[str, int]], models: Sequenc
                     cells = (f"{row.value:+.4f}", found.interval(row, "{:+.4f}"), found.verdict(row))
                     table.add_row(found.name_of(*key), model, *cells)
             table.add_section()
+    return table
+
+
+def _cost(by_key: Found, chosen: str, plain: str) -> Table:
+    table = Table(title=f"{chosen} beside {plain}, same users", title_justify="left", show_edge=False)
+    for column in ("metric", plain, chosen, "difference", "95 %", "so"):
+        table.add_column(column, justify="left" if column in ("metric", "95 %", "so") else "right")
+    for key in found.traded(by_key, chosen):
+        values = [_cell(by_key[model, *key].value, bold=False) for model in (plain, chosen)]
+        row = by_key.get((difference(chosen, plain), *key))
+        cells = ["", "", ""]
+        if row is not None and row.value is not None:
+            cells = [f"{row.value:+.4f}", found.interval(row, "{:+.4f}"), found.verdict(row)]
+        table.add_row(found.name_of(*key), *values, *cells)
     return table
 
 

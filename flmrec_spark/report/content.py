@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flmrec_spark import metrics
 from flmrec_spark.report import charts, found, parts
@@ -47,6 +47,8 @@ class Result:
     models: Sequence[str]
     against: str
     stacks: Collection[str] = ()
+    diverse: Mapping[str, str] = field(default_factory=dict)  # chosen lists -> whose they are
+    diversity: str = ""  # how
 
     @property
     def baselines(self) -> list[str]:
@@ -108,6 +110,16 @@ class Result:
         k = found.middle_cutoff(self.every) if k is None else k
         return self._grid(f"Lists of {k}: beyond hits", [(metric, k) for metric in LIST_QUALITIES])
 
+    def costs_of_diversity(self) -> Iterator[Grid]:
+        """Of each model that has diverse lists too: both, and the paired difference."""
+        for chosen, plain in self.diverse.items():
+            keys = found.traded(self.every, chosen)
+            rows = [
+                (model_name(model), [parts.cell(self.every[model, *key]) for key in keys]) for model in (plain, chosen)
+            ]
+            rows.append(("difference", self._differing((chosen, plain), keys)))
+            yield Grid(f"{model_name(chosen)} beside {model_name(plain)}", [metric_name(*key) for key in keys], rows)
+
     def cutoff_figures(self) -> Iterator[Figure]:
         """Some list metrics over the cut-offs, of the model and the baseline with the best NDCG."""
         every = found.cutoffs(self.every)
@@ -135,12 +147,12 @@ class Result:
         yield from self._differences(title, {other: (other, self.against) for other in others})
 
     def _differences(self, title: str, compared: Mapping[str, tuple[str, str]]) -> Iterator[Grid]:
-        rows = [(model_name(name), self._differing(pair)) for name, pair in compared.items()]
+        rows = [(model_name(name), self._differing(pair, self.keys)) for name, pair in compared.items()]
         if any(cell.value != NOTHING for _, cells in rows for cell in cells):
             yield Grid(title, [metric_name(*key) + parts.direction(key[0]) for key in self.keys], rows)
 
-    def _differing(self, pair: tuple[str, str]) -> list[Cell]:
-        found_at = [self.every.get((difference(*pair), *key)) for key in self.keys]
+    def _differing(self, pair: tuple[str, str], keys: Sequence[tuple[str, int]]) -> list[Cell]:
+        found_at = [self.every.get((difference(*pair), *key)) for key in keys]
         return [Cell(NOTHING) if row is None else parts.differing(row) for row in found_at]
 
     def calibration(self) -> tuple[Figure, Grid] | None:
@@ -195,7 +207,8 @@ class Result:
 
     def _grid(self, title: str, keys: Sequence[tuple[str, int]]) -> Grid:
         shown = [key for key in keys if any(self._value(model, key) is not None for model in self.models)]
-        named = [model for model in self.models if any(self._value(model, key) is not None for key in shown)]
+        every = (*self.models, *self.diverse)
+        named = [model for model in every if any(self._value(model, key) is not None for key in shown)]
         rows = [(model_name(model), [self._cell(model, key) for key in shown]) for model in named]
         return Grid(title, [metric_name(metric) + parts.direction(metric) for metric, _ in shown], rows)
 

@@ -10,6 +10,7 @@ from flmrec_spark.stages.segments import ALL
 
 NOTHING = "–"
 WITHIN_NOISE, BETTER, WORSE = "within noise", "better", "worse"
+_TRADED = ("ndcg", "recall", "hit_rate", "diversity", "coverage")
 
 Found = Mapping[tuple[str, str, int], Measurement]  # by model, metric and k
 
@@ -53,6 +54,13 @@ def verdict(row: Measurement) -> str:
     if row.low <= 0 <= row.high:
         return WITHIN_NOISE
     return BETTER if (row.low > 0) != (row.metric in metrics.LOWER_IS_BETTER) else WORSE
+
+
+def traded(by_key: Found, chosen: str) -> list[tuple[str, int]]:
+    """What lists that were chosen for diversity give and take, at the longest cut-off that they reach."""
+    keys = [(metric, k) for k in reversed(cutoffs(by_key)) for metric in _TRADED]
+    known = [key for key in keys if (row := by_key.get((chosen, *key))) and row.value is not None]
+    return [key for key in known if key[1] == known[0][1]]
 
 
 def name_of(metric: str, k: int) -> str:

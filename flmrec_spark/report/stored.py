@@ -15,6 +15,7 @@ from flmrec_spark import metrics
 from flmrec_spark.config import EvaluateConfig
 from flmrec_spark.errors import ConflictError
 from flmrec_spark.list_metrics import LIST_QUALITIES
+from flmrec_spark.stages.diversity import Diverse
 from flmrec_spark.stages.measurements import Measurement
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Metadata, Tables, run_predicate
@@ -22,9 +23,24 @@ from flmrec_spark.tables.delta import Metadata, Tables, run_predicate
 _FINGERPRINT = "fingerprint"
 
 
-def fingerprint(tables: Tables, inputs: Mapping[str, str], evaluate: EvaluateConfig, *, precision: str) -> str:
-    """What the measurements depend on, 12 hex digits; also the names of all that is measured."""
+def fingerprint(
+    tables: Tables,
+    inputs: Mapping[str, str],
+    evaluate: EvaluateConfig,
+    *,
+    precision: str,
+    diverse: Diverse | None = None,
+    strategy: str = "flm",
+) -> str:
+    """What the measurements depend on, 12 hex digits; also the names of all that is measured.
+
+    Args:
+      diverse: lists that are measured beside the plain ones.
+      strategy: whose.
+    """
     settings = evaluate.model_dump(exclude={"report_users"}) | {"precision": precision}
+    if diverse is not None:
+        settings |= {"diversity": diverse.config.model_dump(), "n": diverse.n, "strategy": strategy}
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
     contents = [commit.get("content") for name in sorted(inputs) for commit in tables.commits(name)[:1]]
     names = [*metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]

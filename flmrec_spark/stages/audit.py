@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, FractionalType
 
 from flmrec_spark import columns as c
-from flmrec_spark.config import ScoreConfig
+from flmrec_spark.config import DiversityConfig, ScoreConfig
+
+OVER_CAP = "over_cap_"
 
 
 def user_counts(top_n: DataFrame, users: DataFrame) -> DataFrame:
@@ -70,6 +74,29 @@ def item_counts(top_n: DataFrame, prompts: DataFrame, listable: DataFrame, *, n:
     )
 
 
+def cap_counts(top_n: DataFrame, items: DataFrame, diversity: DiversityConfig) -> Iterator[DataFrame]:
+    """One row per cap: over_cap_<attribute>, lists that hold too many items of one value; see `reranking.values_of`."""
+    listed = top_n.where(F.col(c.RANK) > 0).select(c.USER_ID, c.ITEM_ID)
+    for name, most in diversity.caps.items():
+        values = items.select(c.ITEM_ID, F.explode(_values(items, name, diversity.separators.get(name))).alias("value"))
+        held = listed.join(values, c.ITEM_ID).groupBy(c.USER_ID, "value").count()
+        over = held.where(F.col("count") > most)
+        yield over.agg(F.count_distinct(c.USER_ID).alias(f"{OVER_CAP}{name}"))
+
+
+def _values(items: DataFrame, name: str, separator: str | None) -> Column:
+    column, kind = F.col(f"`{name}`"), items.schema[name].dataType
+    if isinstance(kind, ArrayType):
+        parts = column.cast("array<string>")
+    elif separator is None:
+        parts = F.array(F.when(F.isnan(column), None).otherwise(column) if isinstance(kind, FractionalType) else column)
+        parts = parts.cast("array<string>")
+    else:
+        parts = F.split(column.cast("string"), re.escape(separator))
+    trimmed = F.transform(parts, lambda part: F.trim(part))
+    return F.array_distinct(F.filter(trimmed, lambda part: part != ""))
+
+
 def faults(counts: Mapping[str, int], config: ScoreConfig, *, n_items: int, n_rejected_items: int) -> Sequence[str]:
     """What the counts of the three functions above say against publishing; empty when nothing does."""
     must_be_zero = {
@@ -84,6 +111,10 @@ def faults(counts: Mapping[str, int], config: ScoreConfig, *, n_items: int, n_re
         "not_candidates": "listed pairs are not in score.candidates",
         "short_lists": "lists are shorter than the items that were left",
     }
+    if config.diversity.caps:  # a list ends where no item that is left has room
+        del must_be_zero["short_lists"]
+    for name, most in config.diversity.caps.items():
+        must_be_zero[f"{OVER_CAP}{name}"] = f"lists hold more than {most} items of one {name}"
     found = [f"{counts[name]:,} {text}" for name, text in must_be_zero.items() if counts[name]]
     coverage = counts["users_listed"] / max(1, counts["users"])
     if coverage < config.min_coverage or not counts["users_listed"]:

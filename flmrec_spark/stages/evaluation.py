@@ -134,7 +134,7 @@ def places(lists: pa.Table, asked: Collected, *, n: int) -> Array:
 def answers(
     asked: Collected,
     model: str,
-    scores: Array,
+    scores: Array | None,
     *,
     is_probability: bool,
     listed: Array | None,
@@ -143,8 +143,9 @@ def answers(
 ) -> Answers:
     """One model's answers with what its lists are like.
 
-    `scores` are of the rows that `asked` was made from; `listed` as `places`, None for a model without lists;
-    `expected` likewise, of popularity, to see what surprises; without it there is no serendipity.
+    `scores` are of the rows that `asked` was made from, None for lists alone. `listed` as `places`, None for a model
+    without lists; they are measured at no cut-off beyond their length. `expected` likewise, of popularity, to see what
+    surprises; without it there is no serendipity.
     """
     probabilities = scores if is_probability else None
     if listed is None:
@@ -158,7 +159,7 @@ def answers(
     }
     per_list: dict[Key, Floats] = {}
     of_all: dict[Key, float] = {}
-    for k in cutoffs:
+    for k in (k for k in cutoffs if k <= listed.shape[1]):
         times = list_metrics.times_listed(listed, len(items.ids), k=k)
         of_all |= {("coverage", k): list_metrics.coverage(times), ("gini", k): list_metrics.gini(times)}
         for name, values in per_item.items():
@@ -170,10 +171,10 @@ def answers(
     return Answers(model, scores, probabilities, hits, per_list, of_all)
 
 
-def places_of_all(lists: DataFrame, asked: Collected, models: Sequence[str], *, n: int) -> dict[str, Array]:
-    """`places` of each model's lists (model, user_id, rank, item_id), collected one model at a time."""
+def places_of_all(lists: DataFrame, asked: Collected, lengths: Mapping[str, int]) -> dict[str, Array]:
+    """`places` of the lists (model, user_id, rank, item_id) of each model in `lengths`, collected one at a time."""
     found = {}
-    for model in models:
+    for model, n in lengths.items():
         own = lists.where(F.col("model") == model).select(c.USER_ID, c.RANK, c.ITEM_ID)
         found[model] = places(own.toArrow(), asked, n=n)
     return found
@@ -188,12 +189,12 @@ def answers_of_all(
     with_probability: Collection[str],
     cutoffs: Sequence[int],
 ) -> list[Answers]:
-    """`answers` of each model; `rows` have a column of scores for each, `lists` are `places` of those that list."""
+    """`answers` of each model; `rows` have a column of scores for each that has any, `lists` are `places` likewise."""
     return [
         answers(
             asked,
             model,
-            rows[model].to_numpy(),
+            rows[model].to_numpy() if model in rows.column_names else None,
             is_probability=model in with_probability,
             listed=lists.get(model),
             expected=lists.get("popularity"),

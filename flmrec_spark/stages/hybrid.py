@@ -20,6 +20,7 @@ from flmrec_spark.stages.baselines import lists
 from flmrec_spark.stages.baselines.lists import MODEL, Pack, Packed
 from flmrec_spark.stages.baselines.stacker import Stacker
 from flmrec_spark.stages.baselines.world import Floats
+from flmrec_spark.stages.diversity import Diverse, diversified, of_worker
 from flmrec_spark.stages.scores import Answer, Shipped
 from flmrec_spark.stages.usage import Meter
 from flmrec_spark.stages.users import User, users_of
@@ -71,21 +72,39 @@ def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved
     return _mapped(users, shipped, packed, rows, f"{c.USER_ID} string, {c.ITEM_ID} string, {FEATURES} array<double>")
 
 
-def lists_of_both(users: DataFrame, shipped: Shipped, packed: Packed, stacker: Stacker, *, n: int) -> DataFrame:
-    """The n best items of each user by flm, and by the stack; columns and order as `baselines.lists.lists`."""
+def lists_of_both(
+    users: DataFrame,
+    shipped: Shipped,
+    packed: Packed,
+    stacker: Stacker | None,
+    *,
+    n: int,
+    diverse: Diverse | None = None,
+) -> DataFrame:
+    """The n best items of each user by flm, and by the stack if there is one, each also as diversity chooses them.
+
+    Columns and order are as `baselines.lists.lists`, the further lists called by `diversity.diversified`.
+    """
 
     def rows(user: User, worker: Any, pack: Pack, meter: Meter) -> Iterator[pa.RecordBatch]:
         answer = scores.answer_of(user, worker, meter)
-        top: dict[str, scores.Best | None] = {FLM: None, HYBRID: None}
-        if (said := answer.said) is not None:
-            stacked = stacker.probability(_features(user, worker, answer, pack))
-            top[FLM] = answer.best(said.score, n, said.probability)
-            top[HYBRID] = answer.best(stacked, n, said.probability)
-        for name, own in top.items():
-            found = scores.list_rows(user, worker, answer, own)
-            yield found.add_column(0, MODEL, pa.array([name] * found.num_rows, pa.string()))
+        said = answer.said
+        values: dict[str, Any] = {FLM: None if said is None else said.score}
+        if stacker is not None:
+            is_there = said is not None
+            values[HYBRID] = stacker.probability(_features(user, worker, answer, pack)) if is_there else None
+        for name, own in values.items():
+            yield _named(name, scores.list_rows(user, worker, answer, None if own is None else answer.best(own, n)))
+            if diverse is not None:
+                pick = of_worker(diverse.config, worker)
+                top = None if own is None else answer.best(own, diverse.n, pick)
+                yield _named(diversified(name), scores.list_rows(user, worker, answer, top))
 
     return _mapped(users, shipped, packed, rows, lists.OUTPUT)
+
+
+def _named(model: str, found: pa.RecordBatch) -> pa.RecordBatch:
+    return found.add_column(0, MODEL, pa.array([model] * found.num_rows, pa.string()))
 
 
 def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, output: str) -> DataFrame:

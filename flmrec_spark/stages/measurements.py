@@ -21,10 +21,13 @@ Values = Mapping[Key, tuple[Floats, int]]  # with weights of one and with those 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said. Counts are scores without being probabilities; a model that cannot list has no hits."""
+    """What one model said. Counts are scores without being probabilities; a model that cannot list has no hits.
+
+    Lists that were chosen anew from a model's scores have none of their own. K is the length of the lists.
+    """
 
     model: str
-    scores: Array  # [R]
+    scores: Array | None  # [R]
     probabilities: Array | None  # [R]
     hits: Array | None  # [U, K] 1 + kind of the item at rank j + 1 where it is relevant, else 0
     per_list: Mapping[Key, Floats]  # list_metrics.PER_LIST at each k, [U]
@@ -97,7 +100,7 @@ def _only(answer: Answers, world: HeldOut, segment: Segment) -> Answers:
         hits = np.isin(hits[segment.users], np.array(segment.kinds) + 1)
     return Answers(
         answer.model,
-        answer.scores[rows],
+        None if answer.scores is None else answer.scores[rows],
         None if answer.probabilities is None else answer.probabilities[rows],
         hits,
         {key: each[segment.users] for key, each in answer.per_list.items()} if segment.is_of_users else {},
@@ -110,14 +113,16 @@ def _values(
 ) -> Iterator[tuple[Key, tuple[Floats, int]]]:
     n_users = len(part.n_history)
     rows, likes = (np.bincount(part.users, weights=each, minlength=n_users) for each in (None, part.labels))
-    on_rows = metrics.pointwise(
-        part.users, part.labels, answer.scores, probabilities=answer.probabilities, n_users=n_users
-    )
+    on_rows = {}
+    if answer.scores is not None:
+        on_rows = metrics.pointwise(
+            part.users, part.labels, answer.scores, probabilities=answer.probabilities, n_users=n_users
+        )
     for name, statistic in on_rows.items():
         who = (likes > 0) & (likes < rows) if name == "uauc" else rows > 0
         yield (name, 0), (_applied(statistic, weights), int(who.sum()))
     if answer.hits is not None:
-        for k in cutoffs:
+        for k in (k for k in cutoffs if k <= answer.hits.shape[1]):
             for name, metric in metrics.LIST_METRICS.items():
                 statistic = mean_over_users(metric(answer.hits, part.n_relevant, k=k))
                 yield (name, k), (_applied(statistic, weights), int((part.n_relevant > 0).sum()))

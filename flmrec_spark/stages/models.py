@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.stages.baselines.lists import MODEL, Packed, lists
 from flmrec_spark.stages.baselines.stacker import Stacker
+from flmrec_spark.stages.diversity import Diverse, diversified
 from flmrec_spark.stages.hybrid import FLM, HYBRID, lists_of_both
 from flmrec_spark.stages.scores import Shipped, scores
 
@@ -32,14 +33,28 @@ class Models:
     packed: Packed
     baselines: Sequence[str]  # as packed
     stackers: Stackers | None  # of flm and the baselines
+    diverse: Diverse | None = None  # lists that are made beside the plain ones
+    published: str = FLM  # score.strategy: a baseline whose lists are published has diverse ones too
 
     @property
     def names(self) -> list[str]:
         return [FLM, *self.baselines, *([HYBRID] if self.stackers else [])]
 
     @property
+    def plain(self) -> dict[str, str]:
+        """Diverse lists -> the model that they are chosen from."""
+        if self.diverse is None:
+            return {}
+        return {diversified(name): name for name in self.listing if name in (FLM, HYBRID, self.published)}
+
+    @property
     def listing(self) -> list[str]:
         return [name for name in self.names if name not in WITHOUT_LISTS]
+
+    def lengths(self, n: int) -> dict[str, int]:
+        """How long the lists are, plain ones being of n."""
+        diverse = {} if self.diverse is None else dict.fromkeys(self.plain, self.diverse.n)
+        return dict.fromkeys(self.listing, n) | diverse
 
 
 def answered(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
@@ -53,16 +68,36 @@ def answered(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
 
 
 def listed(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
-    """As `answered`, by the models that have lists; the hybrid's are by its ranking stack."""
+    """As `answered`, by the models that have lists; the hybrid's are by its ranking stack.
+
+    Those that are to be diverse have lists of `models.diverse.n` too, called by `diversity.diversified`.
+    """
     names = [name for name in models.baselines if name in models.listing]
-    return _said(prompts, models, names, models.stackers.ranking if models.stackers else None, n=n).drop(c.PROBABILITY)
+    stacker = models.stackers.ranking if models.stackers else None
+    found = _said(prompts, models, names, stacker, n=n, diverse=models.diverse)
+    chosen = [name for name in names if name in models.plain.values()]
+    if models.diverse is not None and chosen:
+        by_baselines = lists(prompts, models.packed, names=chosen, n=models.diverse.n, diverse=True)
+        found = found.union(_rows(by_baselines.withColumn(MODEL, F.lit(diversified(chosen[0])))))
+    return found.drop(c.PROBABILITY)
 
 
-def _said(prompts: DataFrame, models: Models, names: Sequence[str], stacker: Stacker | None, *, n: int) -> DataFrame:
-    if stacker is None:
+def _said(
+    prompts: DataFrame,
+    models: Models,
+    names: Sequence[str],
+    stacker: Stacker | None,
+    *,
+    n: int,
+    diverse: Diverse | None = None,
+) -> DataFrame:
+    if stacker is None and diverse is None:
         by_model = scores(prompts, models.shipped, n=n).withColumn(MODEL, F.lit(FLM))
     else:
-        by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n)
+        by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n, diverse=diverse)
+    return _rows(by_model).union(_rows(lists(prompts, models.packed, names=names, n=n)))
+
+
+def _rows(said: DataFrame) -> DataFrame:
     columns = (MODEL, c.USER_ID, c.RANK, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(c.SCORE), c.PROBABILITY)
-    by_baselines = lists(prompts, models.packed, names=names, n=n)
-    return by_model.select(*columns).union(by_baselines.select(*columns)).where(F.col(c.RANK) >= 1)
+    return said.select(*columns).where(F.col(c.RANK) >= 1)

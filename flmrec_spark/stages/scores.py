@@ -20,7 +20,9 @@ from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 
 from flmrec_spark import columns as c
-from flmrec_spark.ranking import best
+from flmrec_spark.config import DiversityConfig
+from flmrec_spark.reranking import PLAIN, Reranker
+from flmrec_spark.stages.diversity import of_worker
 from flmrec_spark.stages.partitions import CostModel
 from flmrec_spark.stages.usage import Meter, Usage
 from flmrec_spark.stages.users import User, users_of
@@ -112,8 +114,8 @@ def make_ready(spark: SparkSession, shipped: Shipped, *, tasks: int) -> DataFram
     return spark.range(0, tasks, 1, tasks).mapInArrow(load, "id long", profile=shipped.profile)
 
 
-def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
-    """The n best items of each user, by score descending, then item_id.
+def scores(users: DataFrame, shipped: Shipped, *, n: int, diversity: DiversityConfig | None = None) -> DataFrame:
+    """The n best items of each user, or the n that diversity chooses, by score descending, then item_id.
 
     Args:
       users: rows of `user_prompts.user_prompts`.
@@ -124,15 +126,15 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int) -> DataFrame:
       item), has_history, history_cut (interactions that the token budget left out), reason. A user without a list has
       one row of rank 0 that says why.
     """
-    profile = profile_columns(users)
-    bundle, usage = shipped.bundle, shipped.usage
+    profile, bundle, usage = profile_columns(users), shipped.bundle, shipped.usage
 
     def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         worker = bundle.worker()
+        pick = of_worker(diversity, worker)
         with usage.task() as meter:
             for batch in batches:
                 with meter.busy():
-                    lists = [_list(user, worker, n, meter) for user in users_of(batch, worker.catalogue, profile)]
+                    lists = [_list(user, worker, n, meter, pick) for user in users_of(batch, worker.catalogue, profile)]
                 yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
@@ -150,11 +152,10 @@ class Answer:
     is_left: Any = None  # bool (items of the scorer,): not excluded
     said: Any = None  # judge.Said
 
-    def best(self, values: Any, n: int, probability: Any = None) -> Best:
-        """The n items with the best values; `values` and `probability` as the answer's own."""
-        top = best(values, n, allowed=self.is_left if self.asked is None else None)
-        rows = top if self.asked is None else self.asked[top]
-        return Best(rows, values[top], None if probability is None else probability[top])
+    def best(self, values: Any, n: int, reranker: Reranker = PLAIN) -> Best:
+        """The n items with the best values, or those chosen; `values` as the answer's own."""
+        top = reranker.best(values, n, allowed=self.is_left if self.asked is None else None, items=self.asked)
+        return Best(top if self.asked is None else self.asked[top], values[top], self.said.probability[top])
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,12 @@ class Best:
 
     rows: Any  # the scorer's
     scores: Any
-    probabilities: Any  # None where nobody said
+    probabilities: Any
 
 
-def _list(user: User, worker: Any, n: int, meter: Meter) -> pa.RecordBatch:
+def _list(user: User, worker: Any, n: int, meter: Meter, reranker: Reranker) -> pa.RecordBatch:
     answer = answer_of(user, worker, meter)
-    return list_rows(user, worker, answer, answer.said and answer.best(answer.said.score, n, answer.said.probability))
+    return list_rows(user, worker, answer, answer.said and answer.best(answer.said.score, n, reranker))
 
 
 def answer_of(user: User, worker: Any, meter: Meter) -> Answer:
@@ -208,8 +209,7 @@ def _known(rows: Any) -> Any:
 def _rows(
     user: User, has_history: bool, n_cut: int, *, items: Any = None, top: Best | None = None, reason: str | None = None
 ) -> pa.RecordBatch:
-    n = 1 if top is None else len(items)
-    first = 0 if top is None else 1
+    n, first = (1, 0) if top is None else (len(items), 1)
     scores, probabilities = (None, None) if top is None else (top.scores, top.probabilities)
     columns = {
         c.USER_ID: pa.array([user.user_id] * n, pa.string()),

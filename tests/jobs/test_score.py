@@ -222,7 +222,7 @@ def test_the_same_run_id_with_other_settings_is_refused_and_the_first_stays_done
     assert runs(published)["first"]["verdict"] == "done"
 
 
-def broken(users: DataFrame, shipped: Any, *, n: int) -> DataFrame:
+def broken(users: DataFrame, shipped: Any, *, n: int, diversity: object = None) -> DataFrame:
     """Lists with a nan, a seen item, an item twice and a lost user."""
     top = score_lists(users, shipped, n=n).where("user_id <> 'u05'")
     first, second = (F.col("user_id") == user for user in ("u00", "u01"))

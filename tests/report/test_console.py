@@ -84,3 +84,28 @@ def test_differences_say_who_is_better(lines: list[str]) -> None:
     assert cells(lines, "uauc", "item_mean")[4] == "within noise"
     assert cells(lines, "log_loss", "item_mean")[4] == "better"
     assert cells(lines, "ndcg@1", "popularity")[4] == "better"
+
+
+def test_what_diversity_costs_stands_in_a_table_of_its_own() -> None:
+    users, labels = np.repeat(np.arange(50), 2), np.tile([True, False], 50)
+    right, n_hits = np.tile([0.9, 0.2], 50), np.arange(50) < 20
+    hit, fewer = np.tile([[HEAD + 1, 0]], (50, 1)), (n_hits * (HEAD + 1))[:, None]
+    wide = {("diversity", k): np.full(50, 0.9) for k in (1, 2)}
+    answers = [
+        Answers("flm", right, right, hit, {("diversity", k): np.full(50, 0.5) for k in (1, 2)}, {("coverage", 1): 0.1}),
+        Answers("popularity", right, None, hit, {}, {}),
+        Answers("flm_diverse", None, None, fewer, {("diversity", 1): wide["diversity", 1]}, {("coverage", 1): 0.25}),
+    ]
+    world = HeldOut(users, labels, np.full(100, HEAD), np.tile([0, 1, 0], (50, 1)), np.ones(50, dtype=int))
+    compared = [*pairs(("flm", "popularity"), "popularity"), ("flm_diverse", "flm")]
+    found = measure(world, answers, cutoffs=[1, 2], compared=compared, n_resamples=50, seed=1)
+    console = Console(width=WIDTH, file=io.StringIO())
+    console.print(report(found, models=["flm", "popularity"], title="a run", diverse={"flm_diverse": "flm"}))
+    assert isinstance(console.file, io.StringIO)
+    plain = console.file.getvalue().splitlines()
+    assert "flm_diverse beside flm, same users" in [line.strip() for line in plain]
+    assert cells(plain, "recall@1")[1:4] == ["1.000", "0.400", "-0.6000"]
+    assert cells(plain, "recall@1")[5] == "worse"
+    assert cells(plain, "diversity@1")[1:4] == ["0.500", "0.900", "+0.4000"]
+    assert cells(plain, "coverage@1")[1:4] == ["0.100", "0.250", ""]
+    assert not any(line.strip().startswith("ndcg@2") and "0.900" in line for line in plain)

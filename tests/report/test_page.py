@@ -226,3 +226,29 @@ def test_a_page_without_a_place_is_told_before_and_after(tmp_path: Path) -> None
     with pytest.raises(EnvironmentFault, match="cannot be written: No such file or directory"):
         page.write(missing, "x")
     page.expect_room(tmp_path / "report.html")
+
+
+def test_what_diversity_costs_has_a_section_where_it_was_measured(html: str) -> None:
+    assert 'id="diversity"' not in html
+    random = np.random.default_rng(2)
+    users, labels = np.repeat(np.arange(40), 2), np.tile([True, False], 40)
+    scores, hit = random.random(80), np.tile([HEAD + 1, 0, 0], (40, 1))
+    alike = {("diversity", k): np.full(40, 0.25) for k in (1, 3)}
+    answers = [
+        Answers("flm", scores, scores, hit, alike, {("coverage", 3): 0.1}),
+        Answers("popularity", scores, None, hit, {}, {}),
+        Answers("flm_diverse", None, None, hit * 0, {("diversity", 3): np.full(40, 0.75)}, {("coverage", 3): 0.5}),
+    ]
+    world = HeldOut(users, labels, np.full(80, HEAD), np.tile([0, 1, 0], (40, 1)), np.full(40, 9))
+    compared = [*pairs(("flm", "popularity"), "popularity"), ("flm_diverse", "flm")]
+    rows = measure(world, answers, cutoffs=[1, 3], compared=compared, n_resamples=30, seed=1)
+    told = Result(rows, ("flm", "popularity"), "popularity", (), {"flm_diverse": "flm"}, "relevance 0.7, at most 4 <b>")
+    shown = parsed(page.render(told, RUN, training=[], examples=[], speeds=[]))
+    assert "relevance 0.7, at most 4 <b>." in " ".join(one.text() for one in shown.all("p"))
+    table = next(one for one in shown.all("table") if one.all("caption")[0].text() == "flm diverse beside flm")
+    read_rows = {row[0]: row[1:] for row in cells(table)}
+    assert read_rows["lists"] == ["NDCG@3", "Recall@3", "Hit rate@3", "Diversity@3", "Catalogue coverage@3"]
+    assert [cell.split()[0] for cell in read_rows["flm diverse"]] == ["0.000", "0.000", "0.000", "0.750", "0.500"]
+    assert [cell.split()[0] for cell in read_rows["difference"]] == ["−1.0000", "−1.0000", "−1.0000", "+0.5000", "–"]
+    numbers = next(one for one in shown.all("table") if one.all("caption")[0].text() == "Lists of 3: hits")
+    assert [row[0] for row in cells(numbers)[1:]] == ["flm", "popularity", "flm diverse"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from functools import partial
 from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from flmrec_spark.config import ScoreConfig
+from flmrec_spark.config import DiversityConfig, ScoreConfig
+from flmrec_spark.reranking import values_of
 from flmrec_spark.stages import audit, scores
 
 PROMPTS = [  # the attribute of the users is called as a column of the audit
@@ -125,3 +128,46 @@ def test_without_users_nothing_is_published(spark: SparkSession, min_coverage: f
 def test_every_fault_at_once_is_told_at_once(spark: SparkSession) -> None:
     broken = counted(spark, rows({("full", 0): None, ("eve", 1): ("a", NAN), ("ann", 2): None}))
     assert len(judged(broken, ScoreConfig(min_coverage=1.0))) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "separator"),
+    [
+        ("string", ["x|y", "x | z", "|", " y ", None, "", "x||x"], "|"),
+        ("string", ["a.b", "a.b", "a", " a.b"], None),
+        ("string", ["Action Sci-Fi", "Sci-Fi", "Action", "  Action  "], " "),
+        ("string", ["a\\Eb", "a\\Ec", "b"], "\\E"),
+        ("array<string>", [["a", "b"], ["b", None, " b"], [], None, ["a"]], ","),
+        ("int", [1995, 1995, None, 1996], None),
+        ("double", [1.5, NAN, NAN, NAN, 1.5, None], None),
+        ("boolean", [True, True, False, None], None),
+    ],
+)
+@pytest.mark.parametrize("most", [1, 2])
+def test_lists_over_a_cap_are_counted_by_the_rule_that_chose_them(
+    spark: SparkSession, kind: str, values: list[Any], separator: str | None, most: int
+) -> None:
+    """Lists of two to four items of the values, which are the items."""
+    separators = {} if separator is None else {"kind of": separator}
+    config = DiversityConfig(caps={"kind of": most}, separators=separators)
+    every = [list(part) for size in (2, 3, 4) for part in itertools.combinations(range(len(values)), size)]
+    full = [
+        (f"u{user}", rank, str(item), 0.5, True, 0, None)
+        for user, part in enumerate(every)
+        for rank, item in enumerate(part, 1)
+    ]
+    items = spark.createDataFrame(list(enumerate(values)), f"item_id int, `kind of` {kind}")
+    items = items.withColumn("item_id", items.item_id.cast("string")).coalesce(1)
+    top_n = spark.createDataFrame([*full, ("none", 0, None, None, True, 0, "why")], scores.OUTPUT).coalesce(1)
+    (frame,) = audit.cap_counts(top_n, items, config)
+    held = [Counter(value for item in part for value in values_of(values[item], separator)) for part in every]
+    expected = sum(max(own.values(), default=0) > most for own in held)
+    assert frame.collect()[0].asDict() == {"over_cap_kind of": expected}
+
+
+def test_lists_over_a_cap_are_a_fault_and_short_ones_are_none_then() -> None:
+    counts = dict.fromkeys([*audit_names(), "over_cap_genre"], 0) | {"users": 1, "users_listed": 1, "short_lists": 3}
+    rules = ScoreConfig(min_coverage=0.75, max_reject_share=0.2, diversity=DiversityConfig(caps={"genre": 4}))
+    assert judged(counts, rules) == []
+    assert judged(counts | {"over_cap_genre": 7}, rules) == ["7 lists hold more than 4 items of one genre"]
+    assert judged(counts, RULES) == ["3 lists are shorter than the items that were left"]

@@ -159,3 +159,23 @@ def test_a_segment_is_measured_as_if_it_were_the_world(seed: int) -> None:
         row = found["ndcg", segment.name]
         if row.n_users > 1 and row.low is not None:
             assert (row.low, row.high) == pytest.approx(interval(mean_over_users(each)(drawn)))
+
+
+def test_lists_chosen_anew_have_no_scores_and_nothing_beyond_their_length() -> None:
+    scores = np.array([0.9, 0.4, 0.3, 0.8, 0.6])
+    answers = [
+        Answers("flm", scores, scores, HITS, {}, {("coverage", 1): 2 / 4, ("coverage", 2): 3 / 4}),
+        Answers("flm_diverse", None, None, HITS[:, :1], {}, {("coverage", 1): 3 / 4}),
+    ]
+    pair = ("flm_diverse", "flm")
+    measured_rows = measure(WORLD, answers, cutoffs=[1, 2], compared=[pair], n_resamples=20, seed=1)
+    found = {(row.model, row.metric, row.k, row.segment): row for row in measured_rows}
+    for metric, k in (("auc", 0), ("log_loss", 0), ("ndcg", 2), ("coverage", 2)):
+        assert found["flm", metric, k, ALL].value is not None
+        assert found["flm_diverse", metric, k, ALL].value is None
+        assert ("flm_diverse - flm", metric, k, ALL) not in found or not found[
+            "flm_diverse - flm", metric, k, ALL
+        ].value
+    assert found["flm_diverse", "ndcg", 1, ALL].value == found["flm", "ndcg", 1, ALL].value
+    assert found["flm_diverse - flm", "ndcg", 1, ALL].value == found["flm_diverse - flm", "ndcg", 1, ALL].low == 0
+    assert found["flm_diverse", "ndcg", 1, COLD_ITEMS].value == found["flm", "ndcg", 1, COLD_ITEMS].value

@@ -19,7 +19,7 @@ from pyspark import SparkFiles
 from pyspark.sql import DataFrame
 
 from flmrec_spark import columns as c
-from flmrec_spark.ranking import best
+from flmrec_spark.reranking import PLAIN, Reranker
 from flmrec_spark.stages import scores
 from flmrec_spark.stages.baselines.counts import Popularity
 from flmrec_spark.stages.baselines.world import Baseline, Bools, Floats, Places, User, in_unit
@@ -38,6 +38,7 @@ class Pack:
     is_listed: Bools  # [N] may stand in a list
     fallback: Popularity
     fitted: Mapping[str, Baseline]
+    reranker: Reranker = PLAIN  # of the N items
 
     @cached_property
     def ids(self) -> pa.Array:
@@ -82,12 +83,13 @@ class Packed:
 _OPENED: dict[str, Pack] = {}
 
 
-def lists(users: DataFrame, packed: Packed, *, names: Sequence[str], n: int) -> DataFrame:
+def lists(users: DataFrame, packed: Packed, *, names: Sequence[str], n: int, diverse: bool = False) -> DataFrame:
     """The n best items of each user by each of the named baselines, by score descending, then item_id.
 
     Args:
       users: rows of `user_prompts.user_prompts`; of a history of any length all is read.
       n: length of a list at most; shorter when fewer items are left.
+      diverse: the n that the pack's reranker chooses instead.
 
     Returns:
       model and the columns of `scores.scores`: score is in [0, 1], see `world.in_unit`; history_cut is 0.
@@ -96,15 +98,16 @@ def lists(users: DataFrame, packed: Packed, *, names: Sequence[str], n: int) -> 
 
     def list_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         pack = packed.open()
+        reranker = pack.reranker if diverse else PLAIN
         for batch in batches:
-            found = [_lists(user, pack, names, n) for user in users_of(batch, pack, profile)]
+            found = [_lists(user, pack, names, n, reranker) for user in users_of(batch, pack, profile)]
             yield from pa.Table.from_batches(found).combine_chunks().to_batches() if found else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
     return planned.mapInArrow(list_batches, OUTPUT)
 
 
-def _lists(row: Row, pack: Pack, names: Sequence[str], n: int) -> pa.RecordBatch:
+def _lists(row: Row, pack: Pack, names: Sequence[str], n: int, reranker: Reranker) -> pa.RecordBatch:
     user = pack.user(row)
     is_left = pack.is_listed.copy()
     is_left[row.excluded] = False
@@ -117,7 +120,7 @@ def _lists(row: Row, pack: Pack, names: Sequence[str], n: int) -> pa.RecordBatch
     entries: list[tuple[str, int, str | None, float | None]] = []
     for name in names:
         values = pack.values(name, user)
-        top = best(values, n, allowed=is_left)
+        top = reranker.best(values, n, allowed=is_left)
         entries += [(name, rank, pack.item_ids[place], values[place]) for rank, place in enumerate(top.tolist(), 1)]
     return _rows(entries, user, None, {name for name in names if pack.fitted[name].is_probability})
 

@@ -1,0 +1,44 @@
+"""The section `model` of a config."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flmrec_spark.sections import Count, Section
+
+
+class CollaborativeConfig(Section):
+    """Collaborative factors: what users did as vectors, beside what items say as text."""
+
+    dimension: Annotated[int, Field(ge=0)] = Field(0, description="numbers of a vector; 0: no factors")
+    history_length: Count = Field(300, description="newest interactions that a user's vector is made of")
+    recency: Annotated[float, Field(gt=0.0)] = Field(
+        5.0, description="interactions after which the extra weight of a recent one has fallen to 1 / e"
+    )
+    tokens: bool = Field(True, description="the vectors are a token of each segment too, not a term of the logit alone")
+
+
+class ModelConfig(Section):
+    path: str = Field(description="folder of a pretrained model with its tokenizer")
+    join: Literal["layer", "attention", "full"] = "layer"
+    join_layer: Annotated[int, Field(ge=0)] | Literal["last"] = Field(
+        "last", description="first layer in which the item sees the user; 0 .. number of layers; last = layers - 1"
+    )
+    head: Literal["linear", "answer"] = Field(
+        "linear", description="start of the head: from nothing, or from a language head's rows for yes and no"
+    )
+    keep_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="layers of the pretrained model that are kept, from 0; null: all"
+    )
+    bias_terms: bool = Field(True, description="learned offset per user and item, 0 for the unknown")
+    collaborative: CollaborativeConfig = CollaborativeConfig()
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> ModelConfig:
+        kept = self.keep_layers
+        if kept is not None and any(one >= other for one, other in pairwise(kept)):
+            raise ValueError(f"keep_layers: got {kept}, expected ascending numbers such as [0, 2, 4]")
+        return self
