@@ -1,0 +1,134 @@
+"""Fine-tuning with collaborative factors on the tiny prepared world: what is learned from what, kept, and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from flmrec_spark import columns as c
+from flmrec_spark.config import Config
+from flmrec_spark.lm import checkpoint, factor_stage
+from flmrec_spark.lm.checkpoint import Checkpoint
+from flmrec_spark.lm.collaborative import LISTING, RATING
+from flmrec_spark.lm.dataset import read_tables
+from flmrec_spark.lm.finetuning import finetune
+from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.segments import FACTORS
+from flmrec_spark.lm.trainer import Trainer
+from tests.prepared import prepared_rows, tiny_config, write_prepared
+
+LEARNED = {"epochs": 4, "rows_per_step": 8, "learning_rate": 0.02, "weight_decay": 0.01}
+
+
+def with_factors(world: Path, *, tokens: bool = True, **finetuning: Any) -> Config:
+    return tiny_config(
+        world,
+        model={"collaborative": {"dimension": 4, "history_length": 5, "tokens": tokens}},
+        finetune={"factors": LEARNED, "ranking_weight": 0.2, **finetuning},
+    )
+
+
+def trained(world: Path, **given: Any) -> tuple[Checkpoint, dict[str, Any]]:
+    done: dict[str, Any] = finetune(with_factors(world, **given))
+    return checkpoint.load(world / "checkpoint"), done
+
+
+def test_a_checkpoint_holds_both_editions_both_heads_and_how_they_are_blended(world: Path) -> None:
+    found, done = trained(world)
+    assert set(done["factors"]) == {LISTING, RATING}
+    assert set(done["factors"][RATING]) == {"uauc", "epoch"}
+    settings = found.settings
+    assert (settings.has_listing, settings.n_factors, settings.taste_length) == (True, 8, 5)
+    assert settings.longest_history == max(settings.history_length, 5)
+    assert found.list_blend is not None
+    assert found.segmenter().items([{"item_id": "x", "title": "ab"}])[0].count(FACTORS) == 1  # type: ignore[union-attr]
+    whole, train = found.collaborative(), found.collaborative(of_train=True)
+    assert whole is not None and train is not None
+    model = found.model()
+    assert model.listing is not None and model.user_token is not None and model.user_token.in_features == 8
+    assert not torch.equal(model.listing.item_weight, model.rating.item_weight)
+    assert not np.array_equal(whole.factors[RATING].target[:3], train.factors[RATING].target[:3])
+
+
+def test_the_first_edition_knows_train_alone_and_the_second_what_came_after(world: Path) -> None:
+    rows = prepared_rows()
+    late = {row[c.ITEM_ID] for row in rows["interactions"] if row[c.SPLIT] == c.VALID}
+    hidden = sorted(late)[0]  # seen in the valid split alone
+    for row in rows["interactions"]:
+        if row[c.ITEM_ID] == hidden and row[c.SPLIT] != c.VALID:
+            row[c.SPLIT] = c.TEST
+    write_prepared(world / "tables", rows)
+    found, _ = trained(world)
+    whole, train = found.collaborative(), found.collaborative(of_train=True)
+    assert whole is not None and train is not None
+    assert hidden not in train.item_ids.to_pylist() and hidden in whole.item_ids.to_pylist()
+    of_hidden = train.of_items(train.places(pa.array([hidden])))
+    assert not of_hidden.vectors.any()
+    np.testing.assert_array_equal(of_hidden.offsets[0], of_hidden.unknown)
+
+
+def test_tastes_are_made_of_what_lies_strictly_before_the_moment(world: Path) -> None:
+    config = with_factors(world)
+    prepared = read_tables(config.tables.root)
+    data = load_data(config, prepared)
+    fitted = factor_stage.fitted(config, prepared, data, torch.device("cpu"))
+    assert fitted is not None
+    train = fitted[0].train
+    got = factor_stage.tastes(train, prepared, data, data.train, [c.TRAIN])
+    rows = prepared.tables["interactions"].to_pylist()
+    for row in range(len(data.train)):
+        user, moment = data.user_ids[data.train.users[row]], data.train.moments[row]
+        before = [one for one in rows if one[c.USER_ID] == user and one[c.MOMENT] < moment and one[c.SPLIT] == c.TRAIN]
+        newest = sorted(before, key=lambda one: (-one[c.MOMENT], one[c.ITEM_ID]))
+        places = train.places(pa.array([one[c.ITEM_ID] for one in newest], pa.string()))
+        expected = train.taste(places, np.array([one[c.IS_LIKED] for one in newest], dtype=bool))
+        np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-6)
+    first = data.train.moments == 1
+    assert first.any() and not got[first].any()  # nothing lies before it
+
+
+def test_rows_of_one_label_teach_no_rating_factors(world: Path) -> None:
+    rows = prepared_rows()
+    for row in rows["interactions"]:
+        row[c.IS_LIKED] = True
+    for row in rows["examples"]:
+        for entry in (*row[c.HISTORY], *row[c.TARGETS]):
+            entry[c.IS_LIKED] = True
+    write_prepared(world / "tables", rows)
+    found, done = trained(world, early_stopping={"metric": "ndcg"})
+    assert set(done["factors"]) == {LISTING}
+    whole = found.collaborative()
+    assert whole is not None and list(whole.factors) == [LISTING]
+
+
+def test_without_tokens_the_factors_are_terms_alone(world: Path) -> None:
+    found, _ = trained(world, tokens=False)
+    assert found.settings.n_factors == 0 and found.collaborative() is not None
+    segment = found.segmenter().items([{"item_id": "x", "title": "ab"}])[0]
+    assert segment is not None and FACTORS not in segment
+
+
+def test_a_stopped_training_goes_on_to_the_same_checkpoint(world: Path) -> None:
+    config = with_factors(world, save_every=1)
+    whole = finetune(config)
+    (world / "checkpoint").rename(world / "first")
+    assert finetune(config, stop_after=2)["status"] == "stopped"
+    assert finetune(config)["digest"] == whole["digest"]
+
+
+def test_hidden_factors_are_those_of_the_unknown(world: Path) -> None:
+    config = with_factors(world, factors={**LEARNED, "hidden_share": 1.0})
+    prepared = read_tables(config.tables.root)
+    own = Trainer(config, prepared, load_data(config, prepared))
+    step = next(step for step in own.steps() if step.prefixes.factors is not None and step.prefixes.factors.any())
+    assert step.prefixes.factors is not None
+    shown = own.terms.train().shown(torch.from_numpy(step.prefixes.factors), torch.from_numpy(step.distinct))
+    assert shown.users is not None and shown.items is not None and shown.offsets is not None
+    assert not shown.users.any() and not shown.items.any()
+    assert torch.equal(shown.offsets, own.terms.unknown.expand_as(shown.offsets))
+    bare = own.terms.eval().shown(torch.from_numpy(step.prefixes.factors), torch.from_numpy(step.distinct))
+    assert bare.users is not None and bare.users.any()
