@@ -49,9 +49,8 @@ def speeds(
     """
     rates: dict[str, float] = {}
     for run in runs:
-        seconds, counts = run["seconds"].get("score"), run["counts"]
-        if run["job"] == "score" and seconds and {"users", "items"} <= counts.keys():
-            checkpoint = run["inputs"]["checkpoint"]
+        seconds, counts, checkpoint = run["seconds"].get("score"), run["counts"], run["inputs"].get("checkpoint")
+        if run["job"] == "score" and checkpoint and seconds and {"users", "items"} <= counts.keys():
             rates[checkpoint] = max(rates.get(checkpoint, 0.0), counts["users"] * counts["items"] / seconds)
     found = {}
     for run in runs:

@@ -168,8 +168,9 @@ def test_lists_over_a_cap_are_not_published(
     def careless(users: DataFrame, shipped: Any, *, n: int, diversity: object) -> DataFrame:
         return made(users, shipped, n=n)
 
-    monkeypatch.setattr(score, "scores", careless)
+    assert run(world, "score.strategy=popularity") == 0
     before = published(world)
+    monkeypatch.setattr(score, "scores", careless)
     assert run(world, CAPPED, 'score.diversity.separators={genre: " "}', *EVERYTHING, "--run-id", "careless") == 6
     assert "lists hold more than 1 items of one genre" in capsys.readouterr().err.splitlines()[-1]
     assert published(world) == before

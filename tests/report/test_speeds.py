@@ -28,6 +28,7 @@ RUNS = [
     scored("s2", "fast", 2.0),
     scored("s3", "fast", 1.0),
     run("score", "s4", "fast"),  # published again without scoring
+    {**scored("s5", "none", 0.1), "inputs": INPUTS},  # lists of a baseline
     run("evaluate", "e0", "slow", join_layer=0),
     run("evaluate", "e1", "slow", join_layer=0),
     run("evaluate", "e2", "fast", join="attention"),
