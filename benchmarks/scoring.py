@@ -142,7 +142,7 @@ class Run:
             return
         settings: dict[str, Any] = {"num_labels": 1, "device": self.device, "local_files_only": True}
         encoder = CrossEncoder(folder, **settings)
-        for precision in self.precisions:
+        for precision in (kind for kind in self.precisions if kind != "int8"):
             encoder.model.to(DTYPES[precision])
             yield self.predict_row(encoder, "CrossEncoder.predict", precision)
         if self.device == "cpu":
@@ -157,7 +157,8 @@ class Run:
 
     def predict_row(self, encoder: Any, name: str, precision: str) -> Row:
         texts = [
-            [encoder.tokenizer.decode(row) for row in part] for part in (self.users, self.items.ids[:256].tolist())
+            [encoder.tokenizer.decode(row) for row in part]
+            for part in (self.users, np.resize(self.items.ids, (max(BATCHES[self.device]), self.items.ids.shape[1])))
         ]
 
         def predict(number: int, size: int) -> Any:
@@ -210,6 +211,7 @@ def _stock_flops(shape: Shape, tokens: int) -> float:
 
 
 def _onnx_int8(folder: Path, settings: dict[str, Any]) -> Any:
+    import onnxruntime  # noqa: F401  # sentence-transformers raises a bare Exception where it is missing
     from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
     plain = CrossEncoder(str(folder), backend="onnx", **settings)

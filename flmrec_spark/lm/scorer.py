@@ -27,6 +27,7 @@ from flmrec_spark.lm.attention import Attention, TorchAttention, attention_of
 from flmrec_spark.lm.checkpoint import Calibration
 from flmrec_spark.lm.early_join import EarlyJoin, early_join_of
 from flmrec_spark.lm.families.base import expanded
+from flmrec_spark.lm.fused import FusedLast, fused_last
 from flmrec_spark.lm.kernels import pack_linears, quantize_linears
 from flmrec_spark.lm.memory import Blocks
 from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates, concatenated
@@ -83,6 +84,8 @@ class Scorer:
         changes = packed or precision != "fp32" or kernel is not None
         self.model = (copy.deepcopy(model) if changes else model).to(device)
         self.model.backbone.to(self.dtype)
+        self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
+        self.fused = fused_last(self.model, kernel if device == "cpu" else None, precision) if self.is_last else None
         if precision == "int8":
             quantize_linears(self.model.backbone, _kernel_for_int8(kernel, device))
         if packed:
@@ -93,7 +96,6 @@ class Scorer:
         if model.join != "full":
             self.attention = attention_of(self.kernel, self.dtype, model.family.head_size)
             self.model.family.kernel = self.kernel
-        self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
         kind = torch.device(device).type
         self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
         self._last_blocks = Blocks(_LAST_BLOCK[kind])
@@ -162,7 +164,7 @@ class Scorer:
         return ItemStates(*[tensors[name] for name in _STATES])
 
     def _laid_out(self, states: ItemStates) -> ItemStates:
-        return self.attention.items(states) if self.is_last else states
+        return (self.fused or self.attention).items(states) if self.is_last else states
 
     def _user(self, user: list[int]) -> tuple[Tensor, Tensor]:
         return torch.tensor([user], device=self.device), torch.tensor([len(user)], device=self.device)
@@ -179,7 +181,9 @@ class Scorer:
             hidden = states.hidden[:, 0] if index is None else states.hidden[index, 0]
             return self.model.head(hidden, user.pooled)
         if self.is_last and index is not None:
-            states = self.attention.take(states, index)
+            states = (self.fused or self.attention).take(states, index)
+        if self.fused is not None:
+            return self._fused_last(self.fused, user, states)
         n_items = len(states.hidden) if self.is_last or index is None else len(index)
         logits = torch.empty(n_items, device=self.device)
         if self.is_last:
@@ -211,10 +215,8 @@ class Scorer:
     def _last_layer(self, user: UserStates, items: ItemStates, logits: Tensor) -> Work:
         """What writes the logits of the items start .. stop - 1: the last layer of one token each."""
         model = self.model
-        known = self.attention.user(*(expanded(part[0][0], model.family.n_heads) for part in (user.keys, user.values)))
-        # head() is linear in the item's state: one vector and one number of the user
-        direction = model.item_weight + model.dot * user.pooled[0].float() / user.pooled.shape[1]  # (D,)
-        constant = user.pooled[0].float() @ model.user_weight + model.offset
+        known = self.attention.user(*self._keys(user))
+        direction, constant = self._head(user)
 
         def score_block(start: int, stop: int) -> None:
             attended = self.attention.attend(items, known, slice(start, stop))
@@ -223,6 +225,21 @@ class Scorer:
             torch.addmv(constant, hidden.float(), direction, out=logits[start:stop])
 
         return score_block
+
+    def _fused_last(self, fused: FusedLast, user: UserStates, items: ItemStates) -> Tensor:
+        """Logits of all of the items: the last layer and the head in one call."""
+        direction, constant = self._head(user)
+        return fused.dots(items, *self._keys(user), direction[None])[0] + constant
+
+    def _keys(self, user: UserStates) -> tuple[Tensor, Tensor]:
+        """Keys and values (H, P, E) of the last layer."""
+        keys, values = (expanded(part[0][0], self.model.family.n_heads) for part in (user.keys, user.values))
+        return keys, values
+
+    def _head(self, user: UserStates) -> tuple[Tensor, Tensor]:
+        """head() is linear in the item's state: one vector (D,) and one number of the user."""
+        model, pooled = self.model, user.pooled[0].float()
+        return model.item_weight + model.dot * pooled / len(pooled), pooled @ model.user_weight + model.offset
 
 
 def _kernel_for_int8(kernel: Kernel | None, device: str) -> Kernel:

@@ -41,6 +41,17 @@ class UserLayers:
     hidden: Tensor  # (B, P, D): last hidden states
 
 
+@dataclass(frozen=True)
+class PostNorm:
+    """A layer's parts behind its attention: norm(residual + out(x)), and the same around outer(gelu(inner(x)))."""
+
+    out: nn.Linear
+    first: nn.LayerNorm
+    inner: nn.Linear
+    outer: nn.Linear
+    second: nn.LayerNorm
+
+
 class PairFamily(Protocol):
     """What `join: full` needs of a pretrained model.
 
@@ -92,6 +103,10 @@ class Family(PairFamily, Protocol):
         """
         ...
 
+    def post_norm(self, layer: int) -> PostNorm | None:
+        """What `finish` multiplies with, where it is norm(residual + out(x)) and the same around a GELU; else None."""
+        ...
+
 
 class SelfJoined(ABC):
     """Encoders and decoders: items see the user through the attention that they see themselves with."""
@@ -116,6 +131,10 @@ class SelfJoined(ABC):
     @abstractmethod
     def finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool = True) -> Tensor:
         """As `Family.finish`."""
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        """As `Family.post_norm`: of another kind, unless a family says so."""
+        return None
 
     def users(self, ids: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
         hidden = self.embed(ids, positions, USER)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flmrec_spark.lm.families.base import ITEM, USER, SelfJoined, split_heads
+from flmrec_spark.lm.families.base import ITEM, USER, PostNorm, SelfJoined, split_heads
 
 
 class Bert(SelfJoined):
@@ -41,6 +41,13 @@ class Bert(SelfJoined):
             return joined
         output: Tensor = block.output(block.intermediate(joined), joined)
         return output
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        if self.backbone.config.hidden_act != "gelu":
+            return None
+        block = self.backbone.encoder.layer[layer]
+        own, inner, output = block.attention.output, block.intermediate.dense, block.output
+        return PostNorm(own.dense, own.LayerNorm, inner, output.dense, output.LayerNorm)
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids, padded, positions = (torch.cat(parts, dim=1) for parts in zip(user, item, strict=True))
@@ -106,6 +113,13 @@ class DistilBert(Bert):
             return joined
         output: Tensor = block.output_layer_norm(block.ffn(joined) + joined)
         return output
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        if self.backbone.config.activation != "gelu":
+            return None
+        block = self.backbone.transformer.layer[layer]
+        ffn = block.ffn
+        return PostNorm(block.attention.out_lin, block.sa_layer_norm, ffn.lin1, ffn.lin2, block.output_layer_norm)
 
     def _stock(self, ids: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
         last: Tensor = self.backbone(ids, attention_mask=mask, position_ids=positions).last_hidden_state

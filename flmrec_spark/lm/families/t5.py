@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flmrec_spark.lm.families.base import (
     UNBOUNDED,
     Begun,
+    PostNorm,
     UserLayers,
     later_keys,
     merge_heads,
@@ -64,6 +65,9 @@ class T5:
         cross = self._block(layer).layer[1]
         joined = residual + cross.dropout(cross.EncDecAttention.o(attended))
         return self._feed_forward(layer, joined) if feed_forward else self._normed(layer, joined)
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        return None
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         output = self.backbone(

@@ -1,0 +1,186 @@
+"""A whole joined layer by the kernel in C, `layer.c`, for encoders that normalise after each residual (BERT's kind).
+
+What `families.*.finish` does in a dozen passes of torch is one pass here: a tile of items stays in the caches from its
+attention to the dot products with the score's vectors. Products are of float32, of bf16, or of bytes (weights with a
+scale per output, states with one per token and chunk of the feed-forward), sums and norms in float32; in bf16 and int8
+attention multiplies bf16.
+
+Shapes: N items, P user tokens, D hidden, H heads, E = size of a head, V vectors, T lanes of a tile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from flmrec_spark.lm.families.base import PostNorm
+from flmrec_spark.lm.model import ItemStates
+from flmrec_spark.lm.native import Kernel, address
+
+_NAMES = {"fp32": "score_fp32", "bf16": "score_bf16", "int8": "score_int8"}
+_EACH = {"fp32": 1, "bf16": 2, "int8": 4}  # numbers in a word of 32 bits
+_LANES = 16  # sides are multiples of it
+_CHUNK = 512  # of a feed-forward's inner numbers at once, at most: they stay in the first cache
+_ZERO = 128  # the byte that stands for 0
+
+
+class _Dense(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weights", "bias", "scale", "zeros")]
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("epsilon", ctypes.c_double)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Dense) for name in ("out", "inner", "outer")),
+        *((name, _Norm) for name in ("first", "second")),
+        *((name, ctypes.c_long) for name in ("n_heads", "width", "hidden", "n_inner", "chunk")),
+    ]
+
+
+class FusedLayer:
+    """One layer's weights as the kernel reads them.
+
+    Args:
+      parts: in float32, or in bf16 for that precision; they are copied.
+      feed_forward: false leaves out what is behind the first norm.
+    """
+
+    def __init__(
+        self, kernel: Kernel, parts: PostNorm, *, precision: str, n_heads: int, width: int, feed_forward: bool = True
+    ) -> None:
+        self.kernel, self.precision = kernel, precision
+        self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # of states
+        self.n_heads, self.width, self.hidden = n_heads, width, parts.out.out_features
+        n_inner = parts.inner.out_features if feed_forward else 0
+        self.chunk = max((n for n in range(_LANES, _CHUNK + 1, _LANES) if n_inner and n_inner % n == 0), default=0)
+        self._kept: list[Tensor] = []  # what the structure points to
+        self._layer = _Layer(
+            self._dense(parts.out, rows=self.hidden, depth=parts.out.in_features),
+            self._dense(parts.inner, rows=self.chunk, depth=self.hidden) if n_inner else _Dense(),
+            self._dense(parts.outer, rows=self.hidden, depth=self.chunk) if n_inner else _Dense(),
+            self._norm(parts.first),
+            self._norm(parts.second) if n_inner else _Norm(),
+            *(n_heads, width, self.hidden, n_inner, self.chunk),
+        )
+
+    def score(self, items: ItemStates, user: tuple[Tensor, Tensor, int], vectors: Tensor) -> Tensor:
+        """Dot products (V, N) of the items' last hidden states with the vectors (V, D), float32.
+
+        Args:
+          items: as `FusedLast.items` gives them.
+          user: keys and values of the state's dtype, as `Kernel.pack_user` gives them.
+        """
+        keys, values, n_keys = user
+        n_tiles, tile = len(items.query), self.kernel.tile
+        out = torch.empty(len(vectors), n_tiles * tile)
+        vectors = vectors.float().contiguous()
+        scratch = torch.empty(self._n_scratch(n_keys) * tile)
+        tensors = (items.query, items.own, items.own_lse, items.hidden, keys, values, vectors, out)
+        sizes = (n_tiles, n_keys, keys.shape[1], len(vectors), out.shape[1])
+        function = self.kernel.function(_NAMES[self.precision])
+        function(ctypes.byref(self._layer), *map(address, tensors), *map(ctypes.c_long, sizes), address(scratch))
+        return out[:, : len(items.hidden_mask)]
+
+    def _n_scratch(self, n_keys: int) -> int:
+        """Rows of a tile: attention's output, residual, a chunk, and the states of a product or the keys' weights."""
+        panel, attention = self.kernel.panel, self.n_heads * self.width
+        words = max(n_keys + 2, attention, self.hidden + self.chunk)
+        return attention + self.hidden + panel + max(self.chunk + panel, self.width) + words
+
+    def _dense(self, linear: nn.Linear, *, rows: int, depth: int) -> _Dense:
+        """The weight in chunks of `rows` outputs, or of `depth` inputs; each in panels."""
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-30) / 127.0
+        if self.precision == "int8":
+            weight = (weight / scale[:, None]).round()
+        chunks = [part for row in weight.split(rows) for part in row.split(depth, dim=1)]
+        zeros = torch.cat([self._padded(-_ZERO * part.sum(1)) for part in chunks]).to(torch.int32)
+        scales = torch.cat([self._padded(part) for part in scale.split(rows)])
+        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
+        return _Dense(
+            *map(self._keep, (torch.cat([self._panels(part).flatten() for part in chunks]), bias, scales, zeros))
+        )
+
+    def _panels(self, weight: Tensor) -> Tensor:
+        """(n, depth) -> (panels, words, outputs of a panel, numbers of a word) in the format of the product."""
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[self.precision]
+        each, panel = _EACH[self.precision], self.kernel.panel
+        rows = self._padded(weight)
+        return rows.view(-1, panel, rows.shape[1] // each, each).transpose(1, 2).contiguous().to(dtype)
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows.new_zeros(-len(rows) % self.kernel.panel, *rows.shape[1:])])
+
+    def _norm(self, norm: nn.LayerNorm) -> _Norm:
+        weight, bias = (self._keep(part.detach().float()) for part in (norm.weight, norm.bias))
+        return _Norm(weight, bias, norm.eps)
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor.contiguous())
+        return self._kept[-1].data_ptr()
+
+
+class FusedLast:
+    """The last layer's form of `attention.Attention`: items in tiles. States: query, own, hidden (N / T, numbers, T) in
+    words, own_lse (N / T, H, T)."""
+
+    def __init__(self, layer: FusedLayer) -> None:
+        self.layer, self.tile = layer, layer.kernel.tile
+
+    def items(self, states: ItemStates) -> ItemStates:
+        """States of N items as `SegmentedModel` gives them -> as `logits` reads them."""
+        query, own, hidden = (
+            self._tiles(part.flatten(1).to(self.layer.dtype)) for part in (states.query, states.own, states.hidden)
+        )
+        return ItemStates(hidden, query, own, self._tiles(states.own_lse.flatten(1).float()), states.hidden_mask)
+
+    def take(self, states: ItemStates, index: Tensor) -> ItemStates:
+        """Some of the items, in the order of the index."""
+        parts = (self._tiles(self._rows(part, index)) for part in states.parts()[:4])
+        return ItemStates(*parts, states.hidden_mask[index])
+
+    def dots(self, states: ItemStates, keys: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+        """Dot products (V, N) of the last hidden states with vectors (V, D); keys and values (H, P, E) of one user."""
+        dtype = self.layer.dtype
+        return self.layer.score(states, self.layer.kernel.pack_user(keys.to(dtype), values.to(dtype)), vectors)
+
+    def _tiles(self, rows: Tensor) -> Tensor:
+        """(N, n) -> (N / T, n / numbers of a word, T, numbers of a word)"""
+        each = 4 // rows.itemsize
+        rows = torch.cat([rows, rows.new_zeros(-len(rows) % self.tile, rows.shape[1])])
+        return rows.view(-1, self.tile, rows.shape[1] // each, each).transpose(1, 2).contiguous()
+
+    def _rows(self, tiles: Tensor, index: Tensor) -> Tensor:
+        return tiles.transpose(1, 2).flatten(0, 1)[index].flatten(1)
+
+
+def fused_last(model: Any, kernel: Kernel | None, precision: str) -> FusedLast | None:
+    """For a last-layer join whose family has such layers, where this CPU has the instructions; None elsewhere.
+
+    Args:
+      model: a `SegmentedModel` whose dense layers are still torch's.
+    """
+    family = model.family
+    if kernel is None or kernel.function(_NAMES[precision]) is None:
+        return None
+    parts = cast(PostNorm | None, family.post_norm(family.n_layers - 1))
+    if parts is None or not fits(_sides(parts, family.head_size)):
+        return None
+    ways: dict[str, Any] = {"n_heads": family.n_heads, "width": family.head_size, "precision": precision}
+    return FusedLast(FusedLayer(kernel, parts, **ways, feed_forward=model.join != "attention"))
+
+
+def fits(sides: Sequence[int]) -> bool:
+    """Whether the kernel's vectors divide all sides of a layer's products."""
+    return all(side % _LANES == 0 for side in sides)
+
+
+def _sides(parts: PostNorm, head_size: int) -> tuple[int, ...]:
+    return head_size, parts.out.out_features, parts.out.in_features, parts.inner.out_features
