@@ -21,7 +21,6 @@ from flmrec_spark.lm.families.base import PostNorm
 from flmrec_spark.lm.model import ItemStates
 from flmrec_spark.lm.native import Kernel, address
 
-_NAMES = {"fp32": "score_fp32", "bf16": "score_bf16", "int8": "score_int8"}
 _EACH = {"fp32": 1, "bf16": 2, "int8": 4}  # numbers in a word of 32 bits
 _LANES = 16  # sides are multiples of it
 _CHUNK = 512  # of a feed-forward's inner numbers at once, at most: they stay in the first cache
@@ -38,72 +37,97 @@ class _Norm(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, _Dense) for name in ("out", "inner", "outer")),
+        *((name, _Dense) for name in ("query", "key", "value", "out", "inner", "outer")),
         *((name, _Norm) for name in ("first", "second")),
         *((name, ctypes.c_long) for name in ("n_heads", "width", "hidden", "n_inner", "chunk")),
     ]
 
 
 class FusedLayer:
-    """One layer's weights as the kernel reads them.
+    """One layer's weights as the kernel reads them; `families.base.LayerKernel`, and the last layer to the score.
 
     Args:
-      parts: in float32, or in bf16 for that precision; they are copied.
-      feed_forward: false leaves out what is behind the first norm.
+      parts: in float32; they are copied.
     """
 
-    def __init__(
-        self, kernel: Kernel, parts: PostNorm, *, precision: str, n_heads: int, width: int, feed_forward: bool = True
-    ) -> None:
+    def __init__(self, kernel: Kernel, parts: PostNorm, *, precision: str, n_heads: int, width: int) -> None:
         self.kernel, self.precision = kernel, precision
-        self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # of states
+        self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # of what attention multiplies
         self.n_heads, self.width, self.hidden = n_heads, width, parts.out.out_features
-        n_inner = parts.inner.out_features if feed_forward else 0
-        self.chunk = max((n for n in range(_LANES, _CHUNK + 1, _LANES) if n_inner and n_inner % n == 0), default=0)
-        self._kept: list[Tensor] = []  # what the structure points to
-        self._layer = _Layer(
-            self._dense(parts.out, rows=self.hidden, depth=parts.out.in_features),
-            self._dense(parts.inner, rows=self.chunk, depth=self.hidden) if n_inner else _Dense(),
-            self._dense(parts.outer, rows=self.hidden, depth=self.chunk) if n_inner else _Dense(),
-            self._norm(parts.first),
-            self._norm(parts.second) if n_inner else _Norm(),
-            *(n_heads, width, self.hidden, n_inner, self.chunk),
+        self.attention, n_inner = n_heads * width, parts.inner.out_features
+        self.chunk = max(n for n in range(_LANES, _CHUNK + 1, _LANES) if n_inner % n == 0)
+        self._kept: list[Tensor] = []  # what the structures point to
+        dense = (
+            self._dense(parts.query, rows=self.attention, depth=self.hidden, scale=width**-0.5),
+            self._dense(parts.key, rows=self.attention, depth=self.hidden),
+            self._dense(parts.value, rows=self.attention, depth=self.hidden),
+            self._dense(parts.out, rows=self.hidden, depth=self.attention),
+            self._dense(parts.inner, rows=self.chunk, depth=self.hidden),
+            self._dense(parts.outer, rows=self.hidden, depth=self.chunk),
         )
+        norms = self._norm(parts.first), self._norm(parts.second)
+        self._layers = {  # with its feed-forward, and without
+            feed_forward: _Layer(*dense, *norms, n_heads, width, self.hidden, n_inner * feed_forward, self.chunk)
+            for feed_forward in (True, False)
+        }
 
-    def score(self, items: ItemStates, user: tuple[Tensor, Tensor, int], vectors: Tensor) -> Tensor:
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `LayerKernel.project`; query, key and value are contiguous."""
+        rows = hidden.float().contiguous()
+        query, key, value = (rows.new_empty(*rows.shape[:-1], self.attention, dtype=self.dtype) for _ in range(3))
+        n_rows = rows.numel() // self.hidden
+        self._call("project", True, (rows, query, key, value), (n_rows,), self._n_scratch(0))
+        return query, key, value
+
+    def finish(self, residual: Tensor, attended: Tensor, *, feed_forward: bool) -> Tensor:
+        """As `LayerKernel.finish`."""
+        rows, attended = residual.float().contiguous(), attended.to(self.dtype).contiguous()
+        out = torch.empty_like(rows)
+        n_rows = rows.numel() // self.hidden
+        self._call("finish", feed_forward, (attended, rows, out), (n_rows,), self._n_scratch(0))
+        return out
+
+    def score(
+        self, items: ItemStates, user: tuple[Tensor, Tensor, int], vectors: Tensor, *, feed_forward: bool
+    ) -> Tensor:
         """Dot products (V, N) of the items' last hidden states with the vectors (V, D), float32.
 
         Args:
           items: as `FusedLast.items` gives them.
-          user: keys and values of the state's dtype, as `Kernel.pack_user` gives them.
+          user: keys and values of the kernel's dtype, as `Kernel.pack_user` gives them.
         """
         keys, values, n_keys = user
-        n_tiles, tile = len(items.query), self.kernel.tile
-        out = torch.empty(len(vectors), n_tiles * tile)
+        out = torch.empty(len(vectors), len(items.query) * self.kernel.tile)
         vectors = vectors.float().contiguous()
-        scratch = torch.empty(self._n_scratch(n_keys) * tile)
         tensors = (items.query, items.own, items.own_lse, items.hidden, keys, values, vectors, out)
-        sizes = (n_tiles, n_keys, keys.shape[1], len(vectors), out.shape[1])
-        function = self.kernel.function(_NAMES[self.precision])
-        function(ctypes.byref(self._layer), *map(address, tensors), *map(ctypes.c_long, sizes), address(scratch))
+        sizes = (len(items.query), n_keys, keys.shape[1], len(vectors), out.shape[1])
+        self._call("score", feed_forward, tensors, sizes, self._n_scratch(n_keys))
         return out[:, : len(items.hidden_mask)]
+
+    def _call(
+        self, name: str, feed_forward: bool, tensors: Sequence[Tensor], sizes: Sequence[int], n_scratch: int
+    ) -> None:
+        scratch = torch.empty(n_scratch * self.kernel.tile)
+        function = self.kernel.function(f"{name}_{self.precision}")
+        numbers = map(ctypes.c_long, sizes)
+        function(ctypes.byref(self._layers[feed_forward]), *map(address, tensors), *numbers, address(scratch))
 
     def _n_scratch(self, n_keys: int) -> int:
         """Rows of a tile: attention's output, residual, a chunk, and the states of a product or the keys' weights."""
-        panel, attention = self.kernel.panel, self.n_heads * self.width
+        panel, attention = self.kernel.panel, self.attention
         words = max(n_keys + 2, attention, self.hidden + self.chunk)
         return attention + self.hidden + panel + max(self.chunk + panel, self.width) + words
 
-    def _dense(self, linear: nn.Linear, *, rows: int, depth: int) -> _Dense:
-        """The weight in chunks of `rows` outputs, or of `depth` inputs; each in panels."""
-        weight = linear.weight.detach().float()
+    def _dense(self, linear: nn.Linear, *, rows: int, depth: int, scale: float = 1.0) -> _Dense:
+        """The weight in chunks of `rows` outputs, or of `depth` inputs; each in panels. Outputs are scaled."""
+        weight, factor = linear.weight.detach().float() * scale, scale
         scale = weight.abs().amax(1).clamp(min=1e-30) / 127.0
         if self.precision == "int8":
             weight = (weight / scale[:, None]).round()
         chunks = [part for row in weight.split(rows) for part in row.split(depth, dim=1)]
         zeros = torch.cat([self._padded(-_ZERO * part.sum(1)) for part in chunks]).to(torch.int32)
         scales = torch.cat([self._padded(part) for part in scale.split(rows)])
-        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
+        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float() * factor
         return _Dense(
             *map(self._keep, (torch.cat([self._panels(part).flatten() for part in chunks]), bias, scales, zeros))
         )
@@ -131,8 +155,8 @@ class FusedLast:
     """The last layer's form of `attention.Attention`: items in tiles. States: query, own, hidden (N / T, numbers, T) in
     words, own_lse (N / T, H, T)."""
 
-    def __init__(self, layer: FusedLayer) -> None:
-        self.layer, self.tile = layer, layer.kernel.tile
+    def __init__(self, layer: FusedLayer, *, feed_forward: bool) -> None:
+        self.layer, self.feed_forward, self.tile = layer, feed_forward, layer.kernel.tile
 
     def items(self, states: ItemStates) -> ItemStates:
         """States of N items as `SegmentedModel` gives them -> as `logits` reads them."""
@@ -149,7 +173,8 @@ class FusedLast:
     def dots(self, states: ItemStates, keys: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
         """Dot products (V, N) of the last hidden states with vectors (V, D); keys and values (H, P, E) of one user."""
         dtype = self.layer.dtype
-        return self.layer.score(states, self.layer.kernel.pack_user(keys.to(dtype), values.to(dtype)), vectors)
+        user = self.layer.kernel.pack_user(keys.to(dtype), values.to(dtype))
+        return self.layer.score(states, user, vectors, feed_forward=self.feed_forward)
 
     def _tiles(self, rows: Tensor) -> Tensor:
         """(N, n) -> (N / T, n / numbers of a word, T, numbers of a word)"""
@@ -161,20 +186,21 @@ class FusedLast:
         return tiles.transpose(1, 2).flatten(0, 1)[index].flatten(1)
 
 
-def fused_last(model: Any, kernel: Kernel | None, precision: str) -> FusedLast | None:
-    """For a last-layer join whose family has such layers, where this CPU has the instructions; None elsewhere.
+def fused_layers(family: Any, kernel: Kernel | None, precision: str) -> list[FusedLayer] | None:
+    """All layers of a family that has such ones, where this CPU has the instructions; None elsewhere.
 
     Args:
-      model: a `SegmentedModel` whose dense layers are still torch's.
+      family: of a model in float32.
     """
-    family = model.family
-    if kernel is None or kernel.function(_NAMES[precision]) is None:
+    if kernel is None or kernel.function(f"score_{precision}") is None:
         return None
-    parts = cast(PostNorm | None, family.post_norm(family.n_layers - 1))
-    if parts is None or not fits(_sides(parts, family.head_size)):
+    parts = [cast(PostNorm | None, family.post_norm(layer)) for layer in range(family.n_layers)]
+    known = [part for part in parts if part is not None and fits(_sides(part, family.head_size))]
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    if len(known) < len(parts) or not kernel.fits_self(dtype, family.head_size):
         return None
     ways: dict[str, Any] = {"n_heads": family.n_heads, "width": family.head_size, "precision": precision}
-    return FusedLast(FusedLayer(kernel, parts, **ways, feed_forward=model.join != "attention"))
+    return [FusedLayer(kernel, part, **ways) for part in known]
 
 
 def fits(sides: Sequence[int]) -> bool:

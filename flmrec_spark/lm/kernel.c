@@ -44,15 +44,17 @@ void attend_fp32(ARGUMENTS) { attend(NAMES, 0); }
 void attend_bf16(ARGUMENTS) { attend(NAMES, 1); }
 #endif
 
-/* Which of a tile's queries see a key: those of the same segment, and in a causal one those at the key or behind it. */
+/* Which of a tile's queries, the tokens from `first` on, see a key: those of the same segment, and in a causal one those at
+   the key or behind it. */
 INLINE void mask_key(vec mask[2], long first, long n_tokens, long key, int length, int is_causal)
 {
-    for (int i = 0; i < 2; i++)
-        for (int lane = 0; lane < LANES; lane++) {
-            long token = first + i * LANES + lane;
-            int sees = token / n_tokens == key / n_tokens && key % n_tokens < length;
-            mask[i][lane] = sees && (!is_causal || token >= key) ? 0.0f : -1e30f;
-        }
+    long start = key / n_tokens * n_tokens, from = is_causal ? key : start, to = key - start < length ? start + n_tokens : 0;
+    for (int i = 0; i < 2; i++) {
+        ints token;
+        for (int lane = 0; lane < LANES; lane++) token[lane] = (int)(first + i * LANES + lane);
+        ints sees = (token >= (int)from) & (token < (int)to);
+        mask[i] = (vec)(~sees & (ints)splat(-1e30f));
+    }
 }
 
 /* Every token of n_segments to its own segment and, with n_user > 0, to the user's keys. */

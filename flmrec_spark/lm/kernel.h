@@ -28,6 +28,7 @@
 #endif
 #define TILE (2 * LANES) /* items at once */
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline)) /* a function of its own keeps its sums in registers */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
@@ -157,7 +158,7 @@ INLINE void store(void *to, vec x, const int is_bf16)
 
 /* One head of TILE queries. Words are floats, or two bf16 that lie side by side along the depth of a product. `mask`
    is added to the logits of the keys from n_free on. */
-INLINE void attend_tile(const float *query, long stride, const float *own_lse, const float *keys, const float *values,
+INLINE void attend_tile_as(const float *query, long stride, const float *own_lse, const float *keys, const float *values,
                         long n_keys, long n_rows, long width, const vec (*mask)[2], long n_free, float *weights,
                         vec own_weight[2], vec (*attended)[2], const int is_bf16)
 {
@@ -199,4 +200,28 @@ INLINE void attend_tile(const float *query, long stride, const float *own_lse, c
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < 2; i++) attended[e + r][i] = sum[r][i] * scale[i];
     }
+}
+
+#define TILE_ARGUMENTS                                                                                                 \
+    const float *query, long stride, const float *own_lse, const float *keys, const float *values, long n_keys,        \
+        long n_rows, long width, const vec(*mask)[2], long n_free, float *weights, vec own_weight[2],                  \
+        vec(*attended)[2]
+#define TILE_NAMES                                                                                                     \
+    query, stride, own_lse, keys, values, n_keys, n_rows, width, mask, n_free, weights, own_weight, attended
+
+APART void attend_tile_fp32(TILE_ARGUMENTS) { attend_tile_as(TILE_NAMES, 0); }
+#if defined(__AVX512BF16__)
+APART void attend_tile_bf16(TILE_ARGUMENTS) { attend_tile_as(TILE_NAMES, 1); }
+#endif
+
+INLINE void attend_tile(TILE_ARGUMENTS, const int is_bf16)
+{
+#if defined(__AVX512BF16__)
+    if (is_bf16) {
+        attend_tile_bf16(TILE_NAMES);
+        return;
+    }
+#endif
+    (void)is_bf16;
+    attend_tile_fp32(TILE_NAMES);
 }

@@ -27,7 +27,7 @@ struct norm {
 };
 
 struct layer {
-    struct dense out, inner, outer;
+    struct dense query, key, value, out, inner, outer;
     struct norm first, second;
     long n_heads, width, hidden, n_inner, chunk; /* n_inner is 0 without a feed-forward, else a multiple of chunk */
 };
@@ -37,9 +37,9 @@ INLINE long panels(long n) { return (n + PANEL - 1) / PANEL; }
 #define PRODUCT                                                                                                                \
     const char *weights, const float *scale, const int32_t *zeros, const vec(*x)[2], long depth, long n,                       \
         const vec factor[2], vec(*y)[2]
-#define APART static __attribute__((noinline)) /* a function of its own keeps its sums in registers */
 
-INLINE void multiply_floats(const float *w, const vec (*x)[2], long depth, long n, vec (*y)[2], const int is_bf16)
+INLINE void multiply_floats(const float *w, const vec (*x)[2], long depth, long n, vec (*y)[2], const int is_bf16,
+                            const int vecs)
 {
     for (long m = 0; m < n; m += PANEL) {
         vec sum[PANEL][2];
@@ -50,27 +50,24 @@ INLINE void multiply_floats(const float *w, const vec (*x)[2], long depth, long 
 #pragma GCC unroll 12
             for (int r = 0; r < PANEL; r++) {
                 sum[r][0] = multiplied(sum[r][0], w[r], first, is_bf16);
-                sum[r][1] = multiplied(sum[r][1], w[r], second, is_bf16);
+                if (vecs == 2) sum[r][1] = multiplied(sum[r][1], w[r], second, is_bf16);
             }
         }
 #pragma GCC unroll 12
         for (int r = 0; r < PANEL; r++)
-            for (int i = 0; i < 2; i++) y[m + r][i] += sum[r][i];
+            for (int i = 0; i < vecs; i++) y[m + r][i] += sum[r][i];
     }
 }
 
-APART void multiply_fp32(const float *w, const vec (*x)[2], long depth, long n, vec (*y)[2])
-{
-    multiply_floats(w, x, depth, n, y, 0);
-}
+#define FLOATS const float *w, const vec(*x)[2], long depth, long n, vec(*y)[2]
+APART void multiply_fp32_2(FLOATS) { multiply_floats(w, x, depth, n, y, 0, 2); }
+APART void multiply_fp32_1(FLOATS) { multiply_floats(w, x, depth, n, y, 0, 1); }
 
-APART void multiply_bf16(const float *w, const vec (*x)[2], long depth, long n, vec (*y)[2])
-{
-    multiply_floats(w, x, depth, n, y, 1);
-}
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+APART void multiply_bf16_2(FLOATS) { multiply_floats(w, x, depth, n, y, 1, 2); }
+APART void multiply_bf16_1(FLOATS) { multiply_floats(w, x, depth, n, y, 1, 1); }
 
-#if defined(__AVX512VNNI__)
-APART void multiply_int8(PRODUCT)
+INLINE void multiply_bytes(PRODUCT, const int vecs)
 {
     const int32_t *w = (const int32_t *)weights;
     for (long m = 0; m < n; m += PANEL) {
@@ -84,32 +81,37 @@ APART void multiply_int8(PRODUCT)
                 __m512i weight = _mm512_set1_epi32(w[r]);
                 /* the intrinsic makes GCC 12 copy every sum to the stack and back */
                 __asm__("vpdpbusd %1, %2, %0" : "+v"(sum[r][0]) : "v"(weight), "v"(first));
-                __asm__("vpdpbusd %1, %2, %0" : "+v"(sum[r][1]) : "v"(weight), "v"(second));
+                if (vecs == 2) __asm__("vpdpbusd %1, %2, %0" : "+v"(sum[r][1]) : "v"(weight), "v"(second));
             }
         }
 #pragma GCC unroll 12
         for (int r = 0; r < PANEL; r++)
-            for (int i = 0; i < 2; i++)
-                y[m + r][i] += (vec)_mm512_cvtepi32_ps(sum[r][i]) * (factor[i] * scale[m + r]);
+            for (int i = 0; i < vecs; i++) y[m + r][i] += (vec)_mm512_cvtepi32_ps(sum[r][i]) * (factor[i] * scale[m + r]);
     }
 }
+
+APART void multiply_int8_2(PRODUCT) { multiply_bytes(weights, scale, zeros, x, depth, n, factor, y, 2); }
+APART void multiply_int8_1(PRODUCT) { multiply_bytes(weights, scale, zeros, x, depth, n, factor, y, 1); }
 #endif
 
 /* y[n][TILE] += weights[n][depth] x[depth][TILE]; depth in words. y has room for whole panels. */
-INLINE void multiply(PRODUCT, const int kind)
+INLINE void multiply(PRODUCT, int vecs, const int kind)
 {
-    if (kind == FP32) multiply_fp32((const float *)weights, x, depth, n, y);
-    if (kind == BF16) multiply_bf16((const float *)weights, x, depth, n, y);
-#if defined(__AVX512VNNI__)
-    if (kind == INT8) multiply_int8(weights, scale, zeros, x, depth, n, factor, y);
+    if (kind == FP32 && vecs == 2) multiply_fp32_2((const float *)weights, x, depth, n, y);
+    if (kind == FP32 && vecs == 1) multiply_fp32_1((const float *)weights, x, depth, n, y);
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+    if (kind == BF16 && vecs == 2) multiply_bf16_2((const float *)weights, x, depth, n, y);
+    if (kind == BF16 && vecs == 1) multiply_bf16_1((const float *)weights, x, depth, n, y);
+    if (kind == INT8 && vecs == 2) multiply_int8_2(weights, scale, zeros, x, depth, n, factor, y);
+    if (kind == INT8 && vecs == 1) multiply_int8_1(weights, scale, zeros, x, depth, n, factor, y);
 #endif
     (void)scale, (void)zeros, (void)factor;
 }
 
 /* x[n][TILE] as the words of a product; bytes get a scale per item, 1 / 127 of its largest number. */
-INLINE void pack(const vec (*x)[2], long n, vec (*words)[2], vec factor[2], const int kind)
+INLINE void pack(const vec (*x)[2], long n, vec (*words)[2], vec factor[2], int vecs, const int kind)
 {
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < vecs; i++) {
         if (kind == FP32)
             for (long k = 0; k < n; k++) words[k][i] = x[k][i];
         if (kind == BF16)
@@ -128,9 +130,9 @@ INLINE void pack(const vec (*x)[2], long n, vec (*words)[2], vec factor[2], cons
     }
 }
 
-INLINE void normalise(vec (*x)[2], long n, struct norm norm)
+INLINE void normalise(vec (*x)[2], long n, struct norm norm, int vecs)
 {
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < vecs; i++) {
         vec sum = {}, squares = {};
         for (long k = 0; k < n; k++) sum += x[k][i];
         vec mean = sum * (1.0f / n);
@@ -187,36 +189,53 @@ INLINE vec gelu(vec x, const int kind)
 
 /* From the attention's output x[heads x width] and the residual y[hidden] on: the layer's output in y. words: room for the
    widest product's states; inner: for one chunk. Both y and inner have room for whole panels. */
-INLINE void finish(const struct layer *layer, const vec (*x)[2], vec (*y)[2], vec (*words)[2], vec (*inner)[2], const int kind)
+INLINE void finish_as(const struct layer *layer, const vec (*x)[2], vec (*y)[2], vec (*words)[2], vec (*inner)[2], int vecs,
+                      const int kind)
 {
     const int each = kind == INT8 ? 4 : kind == BF16 ? 2 : 1; /* numbers in a word */
     const long hidden = layer->hidden, chunk = layer->chunk, attention = layer->n_heads * layer->width;
+    const struct dense *out = &layer->out, *in = &layer->inner, *outer = &layer->outer;
     vec factor[2] = {};
-    for (long m = 0; m < hidden; m++)
-        for (int i = 0; i < 2; i++) y[m][i] += layer->out.bias[m];
-    pack(x, attention, words, factor, kind);
-    multiply(layer->out.weights, layer->out.scale, layer->out.zeros, (const vec(*)[2])words, attention / each, hidden, factor, y,
-             kind);
-    normalise(y, hidden, layer->first);
+    for (int i = 0; i < vecs; i++)
+        for (long m = 0; m < hidden; m++) y[m][i] += out->bias[m];
+    pack(x, attention, words, factor, vecs, kind);
+    multiply(out->weights, out->scale, out->zeros, (const vec(*)[2])words, attention / each, hidden, factor, y, vecs, kind);
+    normalise(y, hidden, layer->first, vecs);
     if (!layer->n_inner) return;
-    pack((const vec(*)[2])y, hidden, words, factor, kind);
+    pack((const vec(*)[2])y, hidden, words, factor, vecs, kind);
     vec(*chunk_words)[2] = words + hidden / each;
-    const long inner_rows = panels(chunk) * PANEL, outer_rows = panels(hidden) * PANEL;
-    for (long m = 0; m < hidden; m++)
-        for (int i = 0; i < 2; i++) y[m][i] += layer->outer.bias[m];
+    const long in_rows = panels(chunk) * PANEL, out_rows = panels(hidden) * PANEL;
+    for (int i = 0; i < vecs; i++)
+        for (long m = 0; m < hidden; m++) y[m][i] += outer->bias[m];
     for (long c = 0; c < layer->n_inner / chunk; c++) {
-        for (long m = 0; m < chunk; m++)
-            for (int i = 0; i < 2; i++) inner[m][i] = splat(layer->inner.bias[c * chunk + m]);
-        multiply(layer->inner.weights + c * inner_rows * hidden * 4 / each, layer->inner.scale + c * inner_rows,
-                 layer->inner.zeros + c * inner_rows, (const vec(*)[2])words, hidden / each, chunk, factor, inner, kind);
-        for (long m = 0; m < chunk; m++)
-            for (int i = 0; i < 2; i++) inner[m][i] = gelu(inner[m][i], kind);
+        for (int i = 0; i < vecs; i++)
+            for (long m = 0; m < chunk; m++) inner[m][i] = splat(in->bias[c * chunk + m]);
+        multiply(in->weights + c * in_rows * hidden * 4 / each, in->scale + c * in_rows, in->zeros + c * in_rows,
+                 (const vec(*)[2])words, hidden / each, chunk, factor, inner, vecs, kind);
+        for (int i = 0; i < vecs; i++)
+            for (long m = 0; m < chunk; m++) inner[m][i] = gelu(inner[m][i], kind);
         vec own[2] = {};
-        pack((const vec(*)[2])inner, chunk, chunk_words, own, kind);
-        multiply(layer->outer.weights + c * outer_rows * chunk * 4 / each, layer->outer.scale,
-                 layer->outer.zeros + c * outer_rows, (const vec(*)[2])chunk_words, chunk / each, hidden, own, y, kind);
+        pack((const vec(*)[2])inner, chunk, chunk_words, own, vecs, kind);
+        multiply(outer->weights + c * out_rows * chunk * 4 / each, outer->scale, outer->zeros + c * out_rows,
+                 (const vec(*)[2])chunk_words, chunk / each, hidden, own, y, vecs, kind);
     }
-    normalise(y, hidden, layer->second);
+    normalise(y, hidden, layer->second, vecs);
+}
+
+#define FINISH const struct layer *layer, const vec(*x)[2], vec(*y)[2], vec(*words)[2], vec(*inner)[2], int vecs
+APART void finish_columns_fp32(FINISH) { finish_as(layer, x, y, words, inner, vecs, FP32); }
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+APART void finish_columns_bf16(FINISH) { finish_as(layer, x, y, words, inner, vecs, BF16); }
+APART void finish_columns_int8(FINISH) { finish_as(layer, x, y, words, inner, vecs, INT8); }
+#endif
+
+INLINE void finish(FINISH, const int kind)
+{
+    if (kind == FP32) finish_columns_fp32(layer, x, y, words, inner, vecs);
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+    if (kind == BF16) finish_columns_bf16(layer, x, y, words, inner, vecs);
+    if (kind == INT8) finish_columns_int8(layer, x, y, words, inner, vecs);
+#endif
 }
 
 /* The float32 numbers of words[n / each][TILE]. */
@@ -254,7 +273,7 @@ INLINE void score(const struct layer *layer, const float *query, const float *ow
                 for (int i = 0; i < 2; i++) x[h * width + e][i] += own_part[e][i] * own_weight[i];
         }
         unpack((const vec(*)[2])residual, hidden, y, is_bf16);
-        finish(layer, (const vec(*)[2])x, y, words, inner, kind);
+        finish(layer, (const vec(*)[2])x, y, words, inner, 2, kind);
         for (long v = 0; v < n_vectors; v++) {
             vec sum[2] = {};
             for (long m = 0; m < hidden; m++)
@@ -281,6 +300,101 @@ void score_fp32(ARGUMENTS) { score(NAMES, FP32); }
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 void score_bf16(ARGUMENTS) { score(NAMES, BF16); }
 void score_int8(ARGUMENTS) { score(NAMES, INT8); }
+#endif
+
+/* n_rows of n numbers become columns x[n][TILE], and the other way round; lanes of a vector behind the last row are 0. */
+INLINE void columns_as(const char *rows, long n_rows, long n, vec (*x)[2], const int is_bf16)
+{
+    const int size = is_bf16 ? 2 : 4;
+    for (long first = 0; first < n_rows; first += LANES)
+        for (long k = 0; k < n; k += LANES) {
+            vec part[LANES];
+            for (long r = 0; r < LANES; r++)
+                part[r] = first + r < n_rows ? loaded(rows + ((first + r) * n + k) * size, is_bf16) : (vec){};
+            transpose(part);
+            for (long r = 0; r < LANES; r++) x[k + r][first / LANES] = part[r];
+        }
+}
+
+INLINE void rows_as(const vec (*x)[2], long n_rows, long n, char *rows, const int is_bf16)
+{
+    const int size = is_bf16 ? 2 : 4;
+    for (long first = 0; first < n_rows; first += LANES)
+        for (long k = 0; k < n; k += LANES) {
+            vec part[LANES];
+            for (long r = 0; r < LANES; r++) part[r] = x[k + r][first / LANES];
+            transpose(part);
+            for (long r = 0; r < LANES && first + r < n_rows; r++)
+                store(rows + ((first + r) * n + k) * size, part[r], is_bf16);
+        }
+}
+
+APART void columns_fp32(const char *rows, long n_rows, long n, vec (*x)[2]) { columns_as(rows, n_rows, n, x, 0); }
+APART void columns_bf16(const char *rows, long n_rows, long n, vec (*x)[2]) { columns_as(rows, n_rows, n, x, 1); }
+APART void rows_fp32(const vec (*x)[2], long n_rows, long n, char *rows) { rows_as(x, n_rows, n, rows, 0); }
+APART void rows_bf16(const vec (*x)[2], long n_rows, long n, char *rows) { rows_as(x, n_rows, n, rows, 1); }
+
+INLINE void project_tile(const struct layer *layer, const float *hidden, char *const to[3], long first, long n_rows, char *scratch,
+                         const int kind)
+{
+    const int each = kind == INT8 ? 4 : kind == BF16 ? 2 : 1, vecs = n_rows > LANES ? 2 : 1;
+    const long attention = layer->n_heads * layer->width, at = first * attention * (kind == FP32 ? 4 : 2);
+    const struct dense *dense[3] = {&layer->query, &layer->key, &layer->value};
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + layer->hidden, (*words)[2] = y + panels(attention) * PANEL, factor[2] = {};
+    columns_fp32((const char *)(hidden + first * layer->hidden), n_rows, layer->hidden, x);
+    pack((const vec(*)[2])x, layer->hidden, words, factor, vecs, kind);
+    for (int part = 0; part < 3; part++) {
+        for (int i = 0; i < vecs; i++)
+            for (long m = 0; m < attention; m++) y[m][i] = splat(dense[part]->bias[m]);
+        multiply(dense[part]->weights, dense[part]->scale, dense[part]->zeros, (const vec(*)[2])words, layer->hidden / each,
+                 attention, factor, y, vecs, kind);
+        (kind == FP32 ? rows_fp32 : rows_bf16)((const vec(*)[2])y, n_rows, attention, to[part] + at);
+    }
+}
+
+INLINE void finish_tile(const struct layer *layer, const char *attended, const float *residual, float *out, long first,
+                        long n_rows, char *scratch, const int kind)
+{
+    const long attention = layer->n_heads * layer->width, hidden = layer->hidden;
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + panels(hidden) * PANEL;
+    vec(*words)[2] = inner + panels(layer->chunk) * PANEL;
+    (kind == FP32 ? columns_fp32 : columns_bf16)(attended + first * attention * (kind == FP32 ? 4 : 2), n_rows, attention, x);
+    columns_fp32((const char *)(residual + first * hidden), n_rows, hidden, y);
+    finish(layer, (const vec(*)[2])x, y, words, inner, n_rows > LANES ? 2 : 1, kind);
+    rows_fp32((const vec(*)[2])y, n_rows, hidden, (char *)(out + first * hidden));
+}
+
+/* hidden: [n_rows][hidden], float -> query, key and value: [n_rows][heads x width], bf16 in BF16 and INT8; the query scaled.
+   Half a tile is enough for the last LANES rows. */
+INLINE void project_rows(const struct layer *layer, const float *hidden, char *query, char *key, char *value, long n_rows,
+                         char *scratch, const int kind)
+{
+    char *const to[3] = {query, key, value};
+    for (long first = 0; first < n_rows; first += TILE)
+        project_tile(layer, hidden, to, first, n_rows - first < TILE ? n_rows - first : TILE, scratch, kind);
+}
+
+/* attended: [n_rows][heads x width], as above; residual and out: [n_rows][hidden], float. */
+INLINE void finish_rows(const struct layer *layer, const char *attended, const float *residual, float *out, long n_rows,
+                        char *scratch, const int kind)
+{
+    for (long first = 0; first < n_rows; first += TILE)
+        finish_tile(layer, attended, residual, out, first, n_rows - first < TILE ? n_rows - first : TILE, scratch, kind);
+}
+
+#define PROJECT                                                                                                                \
+    const struct layer *layer, const float *hidden, char *query, char *key, char *value, long n_rows, char *scratch
+#define FINISH_ROWS                                                                                                            \
+    const struct layer *layer, const char *attended, const float *residual, float *out, long n_rows, char *scratch
+
+void project_fp32(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, FP32); }
+void finish_fp32(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, FP32); }
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+void project_bf16(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, BF16); }
+void project_int8(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, INT8); }
+void finish_bf16(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, BF16); }
+void finish_int8(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, INT8); }
 #endif
 
 int panel(void) { return PANEL; }

@@ -27,7 +27,7 @@ from flmrec_spark.lm.attention import Attention, TorchAttention, attention_of
 from flmrec_spark.lm.checkpoint import Calibration
 from flmrec_spark.lm.early_join import EarlyJoin, early_join_of
 from flmrec_spark.lm.families.base import expanded
-from flmrec_spark.lm.fused import FusedLast, fused_last
+from flmrec_spark.lm.fused import FusedLast, fused_layers
 from flmrec_spark.lm.kernels import pack_linears, quantize_linears
 from flmrec_spark.lm.memory import Blocks
 from flmrec_spark.lm.model import ItemStates, SegmentedModel, UserStates, concatenated
@@ -83,19 +83,19 @@ class Scorer:
         self.dtype = DTYPES[precision]
         changes = packed or precision != "fp32" or kernel is not None
         self.model = (copy.deepcopy(model) if changes else model).to(device)
-        self.model.backbone.to(self.dtype)
-        self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
-        self.fused = fused_last(self.model, kernel if device == "cpu" else None, precision) if self.is_last else None
-        if precision == "int8":
-            quantize_linears(self.model.backbone, _kernel_for_int8(kernel, device))
-        if packed:
-            pack_linears(self.model.backbone)
-        self.calibration = calibration or Calibration()
         self.kernel = kernel if device == "cpu" else None
+        self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
+        layers = None if model.join == "full" else fused_layers(self.model.family, self.kernel, precision)
+        self.fused = FusedLast(layers[-1], feed_forward=model.join == "layer") if layers and self.is_last else None
+        if layers is None:
+            self._convert(precision, packed)
+        self.calibration = calibration or Calibration()
         self.attention: Attention = TorchAttention()
         if model.join != "full":
             self.attention = attention_of(self.kernel, self.dtype, model.family.head_size)
             self.model.family.kernel = self.kernel
+        if layers is not None:
+            self.model.family.fused = layers
         kind = torch.device(device).type
         self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
         self._last_blocks = Blocks(_LAST_BLOCK[kind])
@@ -107,6 +107,14 @@ class Scorer:
         bias = np.zeros(len(tokens)) if item_bias is None else item_bias
         self.items = ItemPart(tokens, found, bias)
         self.early = early_join_of(self.model, self.kernel, found)
+
+    def _convert(self, precision: str, packed: bool) -> None:
+        """The model's own layers, where no kernel has the whole of them."""
+        self.model.backbone.to(self.dtype)
+        if precision == "int8":
+            quantize_linears(self.model.backbone, _kernel_for_int8(self.kernel))
+        if packed:
+            pack_linears(self.model.backbone)
 
     def score(self, user: list[int], *, user_bias: float = 0.0, items: Index | None = None) -> Scores:
         """Probabilities of one user for all items, or for those of an index: float64 (N,) or (len(items),)."""
@@ -242,7 +250,7 @@ class Scorer:
         return model.item_weight + model.dot * pooled / len(pooled), pooled @ model.user_weight + model.offset
 
 
-def _kernel_for_int8(kernel: Kernel | None, device: str) -> Kernel:
-    if kernel is None or device != "cpu":
-        raise EnvironmentFault(f"score.precision: got int8 on {device}, expected a CPU and a C compiler")
+def _kernel_for_int8(kernel: Kernel | None) -> Kernel:
+    if kernel is None:
+        raise EnvironmentFault("score.precision: got int8, expected a CPU and a C compiler")
     return kernel

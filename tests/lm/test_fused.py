@@ -9,8 +9,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from flmrec_spark.lm import native
-from flmrec_spark.lm.fused import FusedLast, fused_last
+from flmrec_spark.lm.fused import FusedLast, fused_layers
 from flmrec_spark.lm.model import ItemStates, SegmentedModel
+from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from tests.lm.test_native import kernel  # noqa: F401  # a fixture: one for each instruction set
@@ -21,7 +22,7 @@ CLOSE = {"fp32": 1e-5, "bf16": 2e-2, "int8": 8e-2}  # of the spread of the exact
 
 
 def model_of(
-    join: str = "layer", *, hidden: int = 32, heads: int = 2, inner: int = 64, kind: str = "gelu"
+    join: str = "layer", *, hidden: int = 32, heads: int = 1, inner: int = 64, kind: str = "gelu"
 ) -> SegmentedModel:
     torch.manual_seed(1)
     shape = {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": inner, "hidden_act": kind}
@@ -42,6 +43,11 @@ def items_of(n: int) -> TokenBlock:
     return TokenBlock(random.integers(5, 60, (n, 6)).astype(np.int32), random.integers(2, 7, n).astype(np.int32))
 
 
+def fused_last(model: SegmentedModel, means: Kernel | None, precision: str) -> FusedLast | None:
+    layers = fused_layers(model.family, means, precision)
+    return None if layers is None else FusedLast(layers[-1], feed_forward=model.join == "layer")
+
+
 @torch.inference_mode()
 def last_states(model: SegmentedModel, items: TokenBlock) -> tuple[ItemStates, torch.Tensor, torch.Tensor]:
     """Item states, and keys and values of the user in the last layer."""
@@ -60,7 +66,7 @@ def hidden_of(model: SegmentedModel, items: TokenBlock) -> torch.Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("join", ["layer", "attention"])
-@pytest.mark.parametrize("sides", [(32, 2, 64), (48, 3, 16), (64, 2, 528), (96, 1, 1040)])
+@pytest.mark.parametrize("sides", [(32, 1, 64), (48, 3, 16), (64, 2, 528), (96, 3, 1040)])
 def test_dot_products_of_the_last_hidden_states_equal_those_in_torch(kernel, precision, join, sides):  # noqa: F811
     model = model_of(join, hidden=sides[0], heads=sides[1], inner=sides[2])
     fused = fused_last(model, kernel, precision)
@@ -114,7 +120,7 @@ def test_large_states_keep_their_gelu(kernel):  # noqa: F811
 
 def test_distilbert_has_such_layers_too(kernel):  # noqa: F811
     torch.manual_seed(1)
-    config = DistilBertConfig(vocab_size=64, dim=32, n_layers=3, n_heads=2, hidden_dim=64)
+    config = DistilBertConfig(vocab_size=64, dim=32, n_layers=3, n_heads=1, hidden_dim=64)
     model, items = joined(DistilBertModel(config), "layer"), items_of(40)
     found = Scorer(model, items, kernel=kernel)
     assert isinstance(found.fused, FusedLast)
@@ -126,3 +132,38 @@ def test_other_activations_and_sides_are_left_to_torch(kernel):  # noqa: F811
     assert fused_last(model_of(hidden=24), kernel, "fp32") is None
     assert fused_last(model_of(inner=72), kernel, "fp32") is None
     assert fused_last(model_of(), None, "fp32") is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("n_rows", [1, 16, 17, 33, 77])
+@torch.inference_mode()
+def test_rows_through_a_layer_equal_the_familys_own(kernel, precision, n_rows):  # noqa: F811
+    model = model_of(hidden=64, heads=2, inner=528)
+    layers = fused_layers(model.family, kernel, precision)
+    if layers is None:
+        pytest.skip("no such instructions at this level")
+    random = torch.Generator().manual_seed(5)
+    hidden, attended = (torch.randn(1, n_rows, 64, generator=random) for _ in range(2))
+    found = [part.unflatten(-1, (2, 32)).transpose(1, 2).float() for part in layers[1].project(hidden)]
+    finished = [layers[1].finish(hidden, attended, feed_forward=whole) for whole in (True, False)]
+    expected = [*model.family.project(1, hidden, torch.arange(n_rows))]
+    expected += [model.family.finish(1, hidden, attended, feed_forward=whole) for whole in (True, False)]
+    for one, other in zip([*found, *finished], expected, strict=True):
+        assert (one - other).abs().max() < CLOSE[precision] * other.std() + 1e-5
+    alone = layers[1].finish(hidden[:, -1:], attended[:, -1:], feed_forward=True)
+    assert torch.equal(alone, finished[0][:, -1:])
+
+
+@pytest.mark.parametrize("join_layer", [0, 1, 2, 3])
+def test_every_join_scores_as_torch_does(kernel, join_layer):  # noqa: F811
+    backbone = model_of().backbone
+    model = SegmentedModel(backbone, join="layer", join_layer=join_layer, item_position=20, item_tokens=8).eval()
+    model.item_weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    items = items_of(50)
+    plain, found = Scorer(model, items), Scorer(model, items, kernel=kernel)
+    assert found.model.family.fused is not None
+    np.testing.assert_allclose(found.logits(USER), plain.logits(USER), rtol=1e-4, atol=5e-5)
+    np.testing.assert_allclose(found.pair_logits(USER, items), plain.logits(USER), rtol=1e-4, atol=5e-5)
+    for precision in ("bf16", "int8"):
+        rounded = Scorer(model, items, kernel=kernel, precision=precision).logits(USER)
+        assert np.corrcoef(rounded, plain.logits(USER))[0, 1] > 0.98, precision

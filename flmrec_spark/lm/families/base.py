@@ -10,6 +10,7 @@ where heads share keys), E size of a head, Q item tokens that are computed on: a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,13 +44,28 @@ class UserLayers:
 
 @dataclass(frozen=True)
 class PostNorm:
-    """A layer's parts behind its attention: norm(residual + out(x)), and the same around outer(gelu(inner(x)))."""
+    """A layer's parts: behind its attention norm(residual + out(x)), and the same around outer(gelu(inner(x)))."""
 
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
     out: nn.Linear
     first: nn.LayerNorm
     inner: nn.Linear
     outer: nn.Linear
     second: nn.LayerNorm
+
+
+class LayerKernel(Protocol):
+    """Such a layer by the kernel in C (`lm.fused`). Hidden states are float32, attention's bf16 but in fp32."""
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden (.., D) -> scaled query, key and value, each (.., H * E)."""
+        ...
+
+    def finish(self, residual: Tensor, attended: Tensor, *, feed_forward: bool) -> Tensor:
+        """As `Family.finish`."""
+        ...
 
 
 class PairFamily(Protocol):
@@ -104,7 +120,7 @@ class Family(PairFamily, Protocol):
         ...
 
     def post_norm(self, layer: int) -> PostNorm | None:
-        """What `finish` multiplies with, where it is norm(residual + out(x)) and the same around a GELU; else None."""
+        """A layer's parts, where they are of this kind and the activation is GELU; else None."""
         ...
 
 
@@ -119,6 +135,7 @@ class SelfJoined(ABC):
     head_size: int
     attention_dropout: float
     kernel: Kernel | None = None  # for inference on a CPU; set by the scorer
+    fused: Sequence[LayerKernel] | None = None  # the same, for families with `post_norm`
 
     @abstractmethod
     def embed(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
