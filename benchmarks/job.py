@@ -31,7 +31,7 @@ from deltalake import write_deltalake
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from flmrec_spark.lm import checkpoint, processes
+from flmrec_spark.lm import checkpoint, native, processes
 from flmrec_spark.lm.checkpoint import Biases, Calibration
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.kernels import can_pack
@@ -219,7 +219,8 @@ def seconds_per_user(folder: Path, items: list[dict[str, Any]], users: Sequence[
     found = checkpoint.read(folder)
     segmenter = found.segmenter()
     segments = [segment for segment in segmenter.items(items) if segment]
-    scorer = Scorer(found.model(), segmenter.block(segments), precision=precision, packed=can_pack())
+    ways: dict[str, Any] = {"precision": precision, "packed": can_pack(), "kernel": native.load(native.build())}
+    scorer = Scorer(found.model(), segmenter.block(segments), **ways)
 
     def work(profile: dict[str, Any], history: list[dict[str, Any]]) -> None:
         user = segmenter.user(profile, [Interaction(item, True) for item in history])

@@ -2,7 +2,8 @@
 
     python benchmarks/scoring.py [--model build/demo/model] [--shapes MiniLM-L6 ...] [--json FILE]
 
-Every form scores the same users of P tokens and items of S tokens. `fraction_of_peak` counts the useful operations
+Every form scores the same users of P tokens and items of S tokens. A user's states are made anew, an item's are there
+already; `pairs alone` is what is left when the user's are there too. `fraction_of_peak` counts the useful operations
 of each form's own algorithm (`lm.flops`), on real tokens, against this machine's measured matrix product in the same
 precision. A shape without --model has random weights, and CrossEncoder, which needs a tokenizer, is left out. On a CUDA
 machine everything runs on the GPU in bf16, in every shape whose family is known.
@@ -91,24 +92,35 @@ class Run:
         """Each form of this project; users are encoded and items scored, items' own states are there already."""
         n_layers = load(name, folder).config.num_hidden_layers
         early = range(n_layers + 1) if n_layers <= 6 else (0, n_layers // 2, n_layers - 1, n_layers)
+        early = self.arguments.layers or early
         for join, layer in [*[("layer", layer) for layer in early], ("attention", n_layers - 1)]:
             for precision in self.precisions:
                 if precision != "int8":
-                    yield self.own_row(load(name, folder), join, layer, precision, None)
+                    yield from self.own_form(load(name, folder), join, layer, precision, None)
                 if self.kernel is not None:
-                    yield self.own_row(load(name, folder), join, layer, precision, self.kernel)
+                    yield from self.own_form(load(name, folder), join, layer, precision, self.kernel)
 
-    def own_row(self, backbone: Any, join: str, join_layer: int, precision: str, kernel: Kernel | None) -> Row:
+    def own_form(
+        self, backbone: Any, join: str, join_layer: int, precision: str, kernel: Kernel | None
+    ) -> Iterator[Row]:
+        """Users and items; for a last-layer join by the kernel also the pairs alone, the user's states being there."""
         n_user, n_item, n_items = self.arguments.user_tokens, self.arguments.item_tokens, len(self.items)
         places = {"item_position": n_user, "item_tokens": n_item}
         model = SegmentedModel(backbone, join=join, join_layer=join_layer, **places).train(False)
         ways: dict[str, Any] = {"precision": precision, "device": self.device}
         scorer = Scorer(model, self.items, packed=kernel is not None, kernel=kernel, **ways)
         n_threads = torch.get_num_threads() if kernel is not None else 1
-        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items, n_threads)
         shape = shape_of(backbone.config, join=join, join_layer=join_layer)
-        flops = user_flops(shape, n_user) / n_items + pair_flops(shape, n_user, n_item)
-        return self.row("flmrec, torch alone" if kernel is None else "flmrec", precision, join, join_layer, rate, flops)
+        of_pair, of_user = pair_flops(shape, n_user, n_item), user_flops(shape, n_user)
+        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items, n_threads)
+        name = "flmrec, torch alone" if kernel is None else "flmrec"
+        yield self.row(name, precision, join, join_layer, rate, of_user / n_items + of_pair)
+        if scorer.is_last and kernel is not None:
+            encode = torch.inference_mode()(scorer.model.encode_users)  # type: ignore[no-untyped-call]
+            score = torch.inference_mode()(scorer._score_states)  # type: ignore[no-untyped-call]
+            known = [encode(*scorer._user(user)) for user in self.users[:8]]
+            rate = self.measure(lambda number: score(known[number % 8], None), n_items, n_threads)
+            yield self.row("flmrec, pairs alone", precision, join, join_layer, rate, of_pair)
 
     def stock_rows(self, name: str, folder: str | None) -> Iterator[Row]:
         """The stock transformers forward on whole pairs, padded to one length, at its best batch size."""
@@ -228,6 +240,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--model", metavar="FOLDER", help="pretrained model for the shape MiniLM-L6; else random weights")
     add("--shapes", nargs="+", choices=SHAPES, help="MiniLM-L6 on a CPU, all on a GPU")
     add("--precisions", nargs="+", choices=DTYPES, help="all on a CPU, bf16 on a GPU")
+    add("--layers", nargs="+", type=int, metavar="L", help="values of join_layer; all of a small model")
     add("--user-tokens", type=int, default=100, metavar="P")
     add("--item-tokens", type=int, default=12, metavar="S")
     add("--items", type=int, default=2048, metavar="N")

@@ -120,17 +120,16 @@ class FusedLayer:
 
     def _dense(self, linear: nn.Linear, *, rows: int, depth: int, scale: float = 1.0) -> _Dense:
         """The weight in chunks of `rows` outputs, or of `depth` inputs; each in panels. Outputs are scaled."""
-        weight, factor = linear.weight.detach().float() * scale, scale
-        scale = weight.abs().amax(1).clamp(min=1e-30) / 127.0
+        weight = linear.weight.detach().float() * scale
+        steps = weight.abs().amax(1).clamp(min=1e-30) / 127.0  # of an output's bytes
         if self.precision == "int8":
-            weight = (weight / scale[:, None]).round()
-        chunks = [part for row in weight.split(rows) for part in row.split(depth, dim=1)]
+            weight = (weight / steps[:, None]).round()
+        chunks = [part for row in torch.split(weight, rows) for part in torch.split(row, depth, dim=1)]
         zeros = torch.cat([self._padded(-_ZERO * part.sum(1)) for part in chunks]).to(torch.int32)
-        scales = torch.cat([self._padded(part) for part in scale.split(rows)])
-        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float() * factor
-        return _Dense(
-            *map(self._keep, (torch.cat([self._panels(part).flatten() for part in chunks]), bias, scales, zeros))
-        )
+        padded_steps = torch.cat([self._padded(part) for part in torch.split(steps, rows)])
+        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float() * scale
+        panels = torch.cat([self._panels(part).flatten() for part in chunks])
+        return _Dense(*map(self._keep, (panels, bias, padded_steps, zeros)))
 
     def _panels(self, weight: Tensor) -> Tensor:
         """(n, depth) -> (panels, words, outputs of a panel, numbers of a word) in the format of the product."""
@@ -167,8 +166,8 @@ class FusedLast:
 
     def take(self, states: ItemStates, index: Tensor) -> ItemStates:
         """Some of the items, in the order of the index."""
-        parts = (self._tiles(self._rows(part, index)) for part in states.parts()[:4])
-        return ItemStates(*parts, states.hidden_mask[index])
+        parts = [self._tiles(self._rows(part, index)) for part in states.parts()[:4]]
+        return ItemStates(parts[0], parts[1], parts[2], parts[3], states.hidden_mask[index])
 
     def dots(self, states: ItemStates, keys: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
         """Dot products (V, N) of the last hidden states with vectors (V, D); keys and values (H, P, E) of one user."""

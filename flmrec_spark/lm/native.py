@@ -35,7 +35,7 @@ LEVELS = {
     "x86-64-v3": (_V3, ("-march=x86-64-v3",)),
     "x86-64-v2": (_V2, ("-march=x86-64-v2",)),
 }
-_COMMON = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC")
+_COMMON = ("-O2", "-ffp-contract=fast", "-shared", "-fPIC")
 _WIDTH = 16  # numbers of a head: a multiple of it
 _SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
 

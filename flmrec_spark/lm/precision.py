@@ -43,6 +43,9 @@ def _product(dtype: torch.dtype, shape: tuple[int, int, int], device: str) -> Ca
     if dtype != torch.int8:
         left = torch.ones(rows, inner, dtype=dtype, device=device)
         right = torch.ones(columns, inner, dtype=dtype, device=device)
+        if device == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            packed = torch.ops.mkldnn._reorder_linear_weight(right)  # faster than torch's own on some CPUs
+            return lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
         return lambda: torch.nn.functional.linear(left, right)
     states = torch.ones(rows, inner, dtype=torch.uint8)
     weight = torch.ops.onednn.qlinear_prepack(torch.ones(columns, inner, dtype=torch.int8), None)

@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,17 +86,17 @@ class Scorer:
         self.model = (copy.deepcopy(model) if changes else model).to(device)
         self.kernel = kernel if device == "cpu" else None
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
-        layers = None if model.join == "full" else fused_layers(self.model.family, self.kernel, precision)
+        self.calibration = calibration or Calibration()
+        self.attention: Attention = TorchAttention()
+        layers = None
+        if model.join != "full":
+            family: Any = self.model.family
+            self.attention = attention_of(self.kernel, self.dtype, family.head_size)
+            layers = fused_layers(family, self.kernel, precision)
+            family.kernel, family.fused = self.kernel, layers
         self.fused = FusedLast(layers[-1], feed_forward=model.join == "layer") if layers and self.is_last else None
         if layers is None:
             self._convert(precision, packed)
-        self.calibration = calibration or Calibration()
-        self.attention: Attention = TorchAttention()
-        if model.join != "full":
-            self.attention = attention_of(self.kernel, self.dtype, model.family.head_size)
-            self.model.family.kernel = self.kernel
-        if layers is not None:
-            self.model.family.fused = layers
         kind = torch.device(device).type
         self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
         self._last_blocks = Blocks(_LAST_BLOCK[kind])
@@ -112,7 +113,9 @@ class Scorer:
         """The model's own layers, where no kernel has the whole of them."""
         self.model.backbone.to(self.dtype)
         if precision == "int8":
-            quantize_linears(self.model.backbone, _kernel_for_int8(self.kernel))
+            if self.kernel is None:
+                raise EnvironmentFault("score.precision: got int8, expected a CPU and a C compiler")
+            quantize_linears(self.model.backbone, self.kernel)
         if packed:
             pack_linears(self.model.backbone)
 
@@ -248,9 +251,3 @@ class Scorer:
         """head() is linear in the item's state: one vector (D,) and one number of the user."""
         model, pooled = self.model, user.pooled[0].float()
         return model.item_weight + model.dot * pooled / len(pooled), pooled @ model.user_weight + model.offset
-
-
-def _kernel_for_int8(kernel: Kernel | None) -> Kernel:
-    if kernel is None:
-        raise EnvironmentFault("score.precision: got int8, expected a CPU and a C compiler")
-    return kernel

@@ -40,9 +40,9 @@ def test_every_form_has_its_row(
     assert scoring.main([*sizes, "--shapes", "MiniLM-L6", "BERT-base", "--json", str(file)]) == 0
     told = capsys.readouterr().err.splitlines()
     assert told == ["CrossEncoder: left out: it needs --model", "BERT-base: left out: family unknown is not known"]
-    found = json.loads(file.read_text())
-    assert {"cpu", "versions", "peak_gflops"} <= set(found["machine"])
-    rows = found["rows"]
+    read = json.loads(file.read_text())
+    assert {"cpu", "versions", "peak_gflops"} <= set(read["machine"])
+    rows = read["rows"]
     assert all(set(row) == NAMES for row in rows)
     assert all(row["pairs_per_s"] > 0 and row["fraction_of_peak"] > 0 for row in rows)
     forms = [("layer", 0), ("layer", 1), ("layer", 2), ("attention", 1)]
@@ -51,8 +51,10 @@ def test_every_form_has_its_row(
         assert [row["name"] for row in own if row["join"] == "full"] == ["stock forward"]
         for name in ("flmrec, torch alone", "flmrec") if native.build() else ("flmrec, torch alone",):
             assert [(row["join"], row["join_layer"]) for row in own if row["name"] == name] == forms
-    in_bytes = [(row["join"], row["join_layer"]) for row in rows if row["precision"] == "int8"]
-    assert in_bytes == (forms if native.build() else [])
+    in_bytes = [row for row in rows if row["precision"] == "int8"]
+    for name, expected in (("flmrec", forms), ("flmrec, pairs alone", [("layer", 1), ("attention", 1)])):
+        found = [(row["join"], row["join_layer"]) for row in in_bytes if row["name"] == name]
+        assert found == (expected if native.build() else [])
 
 
 def test_a_rate_is_calls_times_pairs_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
