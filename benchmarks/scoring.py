@@ -116,8 +116,8 @@ class Run:
         name = "flmrec, torch alone" if kernel is None else "flmrec"
         yield self.row(name, precision, join, join_layer, rate, of_user / n_items + of_pair)
         if scorer.is_last and kernel is not None:
-            encode = torch.inference_mode()(scorer.model.encode_users)  # type: ignore[no-untyped-call]
-            score = torch.inference_mode()(scorer._score_states)  # type: ignore[no-untyped-call]
+            encode = torch.inference_mode()(scorer.model.encode_users)
+            score = torch.inference_mode()(scorer._score_states)
             known = [encode(*scorer._user(user)) for user in self.users[:8]]
             rate = self.measure(lambda number: score(known[number % 8], None), n_items, n_threads)
             yield self.row("flmrec, pairs alone", precision, join, join_layer, rate, of_pair)
@@ -188,6 +188,7 @@ class Run:
         self, name: str, precision: str, join: str, join_layer: int | None, rate: float, flops: float | None
     ) -> Row:
         peak = self.machine["peak_gflops"].get(precision)
+        print(f"{name}, {precision}, {join} {join_layer}: {rate:,.0f} pairs/s", file=sys.stderr, flush=True)
         return {
             "name": name,
             "precision": precision,
