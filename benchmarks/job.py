@@ -4,8 +4,8 @@
 
 Users, items and ratings are made from a seed; the model is build/demo/model where it is, else MiniLM-L6's shape with
 random weights. `scorer_s` is the time of the scorer alone: the same prompts in a plain loop, one process per core,
-extrapolated from a sample of the users; `spark_share` is what of the wall time it does not explain. `dry_run_s` is what
---dry-run said before. Everything is made in a temporary folder, which is removed.
+extrapolated from a sample of the users; `spark_share` is what of the wall time it does not explain; `dry_run_s` is what
+--dry-run said. All is made in a temporary folder and removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deltalake import write_deltalake
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from flmrec_spark.lm import checkpoint, processes
+from flmrec_spark.lm import checkpoint, native, processes
 from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.families.loading import load_backbone
@@ -153,13 +153,12 @@ def make(folder: Path, *, users: int, items: int, join: str, is_tiny: bool) -> M
 
 def write_checkpoint(folder: Path, backbone: Any, tokenizer: Any, join: str) -> None:
     places: dict[str, Any] = {"item_position": USER_TOKENS, "item_tokens": ITEM_TOKENS}
-    last = backbone.config.num_hidden_layers - 1
-    model = SegmentedModel(backbone, join=join, join_layer=last, **places).eval()
+    model = SegmentedModel(backbone, join=join, join_layer=backbone.config.num_hidden_layers - 1, **places).eval()
     model.rating.item_weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    budgets: dict[str, Any] = {"user_tokens": USER_TOKENS, "item_tokens": ITEM_TOKENS}
-    own = Segmenter(tokenizer, load_template("en"), history_length=HISTORY_LENGTH, **budgets)
-    rest: dict[str, Any] = {"biases": Biases({}, {}), "calibration": Calibration(), "metrics": {}, "config": {}}
-    checkpoint.save(folder, model=model, segmenter=own, **rest)
+    places_of: dict[str, Any] = {"user_tokens": USER_TOKENS, "item_tokens": ITEM_TOKENS}
+    own = Segmenter(tokenizer, load_template("en"), history_length=HISTORY_LENGTH, **places_of)
+    rest: dict[str, Any] = {"calibration": Calibration(), "metrics": {}, "config": {}}
+    checkpoint.save(folder, model=model, segmenter=own, biases=Biases({}, {}), **rest)
 
 
 def made_history(random: np.random.Generator, users: int, items: int) -> list[Any]:
@@ -219,7 +218,8 @@ def seconds_per_user(folder: Path, items: list[dict[str, Any]], users: Sequence[
     found = checkpoint.read(folder)
     segmenter = found.segmenter()
     segments = [segment for segment in segmenter.items(items) if segment]
-    scorer = Scorer(found.model(), segmenter.block(segments), precision=precision, packed=can_pack())
+    ways: dict[str, Any] = {"precision": precision, "packed": can_pack(), "kernel": native.load(native.build())}
+    scorer = Scorer(found.model(), segmenter.block(segments), **ways)
 
     def work(profile: dict[str, Any], history: list[dict[str, Any]]) -> None:
         user = segmenter.user(profile, [Interaction(item, True) for item in history])

@@ -2,7 +2,8 @@
 
     python benchmarks/scoring.py [--model build/demo/model] [--shapes MiniLM-L6 ...] [--json FILE]
 
-Every form scores the same users of P tokens and items of S tokens. `fraction_of_peak` counts the useful operations
+Every form scores the same users of P tokens and items of S tokens. A user's states are made anew, an item's are there
+already; `pairs alone` is what is left when the user's are there too. `fraction_of_peak` counts the useful operations
 of each form's own algorithm (`lm.flops`), on real tokens, against this machine's measured matrix product in the same
 precision. A shape without --model has random weights, and CrossEncoder, which needs a tokenizer, is left out. On a CUDA
 machine everything runs on the GPU in bf16, in every shape whose family is known.
@@ -16,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 from flmrec_spark.lm import native
 from flmrec_spark.lm.families.registry import FAMILIES
 from flmrec_spark.lm.flops import Shape, pair_flops, shape_of, user_flops
-from flmrec_spark.lm.machine import describe, show, write
+from flmrec_spark.lm.machine import calls_per_second, describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
@@ -43,6 +43,8 @@ Row = dict[str, Any]
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
     machine = describe(device)
     random = np.random.default_rng(1)
     users = random.integers(FIRST_ID, LAST_ID, (64, arguments.user_tokens)).tolist()
@@ -91,24 +93,35 @@ class Run:
         """Each form of this project; users are encoded and items scored, items' own states are there already."""
         n_layers = load(name, folder).config.num_hidden_layers
         early = range(n_layers + 1) if n_layers <= 6 else (0, n_layers // 2, n_layers - 1, n_layers)
+        early = self.arguments.layers or early
         for join, layer in [*[("layer", layer) for layer in early], ("attention", n_layers - 1)]:
             for precision in self.precisions:
                 if precision != "int8":
-                    yield self.own_row(load(name, folder), join, layer, precision, None)
+                    yield from self.own_form(load(name, folder), join, layer, precision, None)
                 if self.kernel is not None:
-                    yield self.own_row(load(name, folder), join, layer, precision, self.kernel)
+                    yield from self.own_form(load(name, folder), join, layer, precision, self.kernel)
 
-    def own_row(self, backbone: Any, join: str, join_layer: int, precision: str, kernel: Kernel | None) -> Row:
+    def own_form(
+        self, backbone: Any, join: str, join_layer: int, precision: str, kernel: Kernel | None
+    ) -> Iterator[Row]:
+        """Users and items; for a last-layer join by the kernel also the pairs alone, the user's states being there."""
         n_user, n_item, n_items = self.arguments.user_tokens, self.arguments.item_tokens, len(self.items)
         places = {"item_position": n_user, "item_tokens": n_item}
         model = SegmentedModel(backbone, join=join, join_layer=join_layer, **places).train(False)
         ways: dict[str, Any] = {"precision": precision, "device": self.device}
         scorer = Scorer(model, self.items, packed=kernel is not None, kernel=kernel, **ways)
         n_threads = torch.get_num_threads() if kernel is not None else 1
-        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items, n_threads)
         shape = shape_of(backbone.config, join=join, join_layer=join_layer)
-        flops = user_flops(shape, n_user) / n_items + pair_flops(shape, n_user, n_item)
-        return self.row("flmrec, torch alone" if kernel is None else "flmrec", precision, join, join_layer, rate, flops)
+        of_pair, of_user = pair_flops(shape, n_user, n_item), user_flops(shape, n_user)
+        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items, n_threads)
+        name = "flmrec, torch alone" if kernel is None else "flmrec"
+        yield self.row(name, precision, join, join_layer, rate, of_user / n_items + of_pair)
+        if scorer.is_last and kernel is not None:
+            encode = torch.inference_mode()(scorer.model.encode_users)
+            score = torch.inference_mode()(scorer._score_states)
+            known = [encode(torch.tensor([user]), torch.tensor([len(user)])) for user in self.users[:8]]
+            rate = self.measure(lambda number: score(known[number % 8], None), n_items, n_threads)
+            yield self.row("flmrec, pairs alone", precision, join, join_layer, rate, of_pair)
 
     def stock_rows(self, name: str, folder: str | None) -> Iterator[Row]:
         """The stock transformers forward on whole pairs, padded to one length, at its best batch size."""
@@ -142,7 +155,7 @@ class Run:
             return
         settings: dict[str, Any] = {"num_labels": 1, "device": self.device, "local_files_only": True}
         encoder = CrossEncoder(folder, **settings)
-        for precision in self.precisions:
+        for precision in (kind for kind in self.precisions if kind != "int8"):
             encoder.model.to(DTYPES[precision])
             yield self.predict_row(encoder, "CrossEncoder.predict", precision)
         if self.device == "cpu":
@@ -157,7 +170,8 @@ class Run:
 
     def predict_row(self, encoder: Any, name: str, precision: str) -> Row:
         texts = [
-            [encoder.tokenizer.decode(row) for row in part] for part in (self.users, self.items.ids[:256].tolist())
+            [encoder.tokenizer.decode(row) for row in part]
+            for part in (self.users, np.resize(self.items.ids, (max(BATCHES[self.device]), self.items.ids.shape[1])))
         ]
 
         def predict(number: int, size: int) -> Any:
@@ -175,6 +189,7 @@ class Run:
         self, name: str, precision: str, join: str, join_layer: int | None, rate: float, flops: float | None
     ) -> Row:
         peak = self.machine["peak_gflops"].get(precision)
+        print(f"{name}, {precision}, {join} {join_layer}: {rate:,.0f} pairs/s", file=sys.stderr, flush=True)
         return {
             "name": name,
             "precision": precision,
@@ -186,23 +201,9 @@ class Run:
         }
 
     def measure(self, work: Callable[[int], Any], n_pairs: int, n_threads: int = 1) -> float:
-        """Pairs per second, after one call that is not counted; each call's result comes back to the CPU."""
-
-        def worked(first: int) -> int:
-            number = 0
-            if n_threads > 1:  # as Spark's tasks: every core works on a user of its own
-                torch.set_num_threads(1)
-            while True:
-                work(first + number)
-                number += 1
-                if time.perf_counter() - started >= self.arguments.seconds:
-                    return number
-
-        work(0)
-        started = time.perf_counter()
-        with ThreadPoolExecutor(n_threads) as pool:
-            done = sum(pool.map(worked, range(n_threads)))
-        return done * n_pairs / (time.perf_counter() - started)
+        """Pairs per second; each call's result comes back to the CPU."""
+        clock = time.thread_time if self.arguments.cpu_time else time.perf_counter
+        return n_pairs * calls_per_second(work, self.arguments.seconds, n_threads=n_threads, clock=clock)
 
 
 def _stock_flops(shape: Shape, tokens: int) -> float:
@@ -210,6 +211,7 @@ def _stock_flops(shape: Shape, tokens: int) -> float:
 
 
 def _onnx_int8(folder: Path, settings: dict[str, Any]) -> Any:
+    import onnxruntime  # noqa: F401  # sentence-transformers raises a bare Exception where it is missing
     from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
     plain = CrossEncoder(str(folder), backend="onnx", **settings)
@@ -226,10 +228,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--model", metavar="FOLDER", help="pretrained model for the shape MiniLM-L6; else random weights")
     add("--shapes", nargs="+", choices=SHAPES, help="MiniLM-L6 on a CPU, all on a GPU")
     add("--precisions", nargs="+", choices=DTYPES, help="all on a CPU, bf16 on a GPU")
+    add("--layers", nargs="+", type=int, metavar="L", help="values of join_layer; all of a small model")
     add("--user-tokens", type=int, default=100, metavar="P")
     add("--item-tokens", type=int, default=12, metavar="S")
     add("--items", type=int, default=2048, metavar="N")
     add("--seconds", type=float, default=3.0, help="measured time of each row")
+    add("--cpu-time", action="store_true", help="of one core, by its CPU time: for a machine that others use too")
     add("--json", metavar="FILE")
     return parser.parse_args(argv)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -57,10 +58,12 @@ def ship(
       InputError: no item may be listed.
     """
     from flmrec_spark.lm import checkpoint as checkpoints
-    from flmrec_spark.lm import worker
+    from flmrec_spark.lm import native, worker
     from flmrec_spark.lm.kernels import can_pack
     from flmrec_spark.lm.segments import TOO_LONG_ITEM
 
+    building = Thread(target=native.build)  # while the checkpoint is read and the items are tokenised
+    building.start()
     found = checkpoints.load(checkpoint)
     segmenter = found.segmenter()
     found.template.check(item_fields=items.columns, user_fields=[name for name in users.columns if name != c.USER_ID])
@@ -77,6 +80,7 @@ def ship(
     bundle_items = table.set_column(
         table.column_names.index(worker.IS_LISTED), worker.IS_LISTED, pa.array(listed)
     ).append_column(worker.TOKENS, pa.array([segment or [] for segment in segments], pa.list_(pa.int32())))
+    building.join()
     bundle, broadcast, file = _send(spark, found.folder, bundle_items, score.broadcast_limit_mb)
     lengths = [len(segment) for is_one, segment in zip(listed, segments, strict=True) if is_one and segment]
     return Shipped(

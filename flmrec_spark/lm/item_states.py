@@ -44,8 +44,7 @@ def make(tokens: TokenBlock, target: Path, *, encode: Encode, write: Write) -> N
         folder.mkdir(parents=True, exist_ok=True)
         for start in starts:
             _encode_slice(tokens, start, folder, encode, target, wait=True)
-        parts = [load_file(folder / str(start)) for start in starts]
-        states = concatenated([ItemStates(*[part[name] for name in _PARTS]) for part in parts])
+        states = concatenated([load(folder / str(start), "cpu") for start in starts])
         draft = target.with_name(f"{target.name}.draft")
         write(states, draft)
         draft.rename(target)
@@ -61,7 +60,17 @@ def _encode_slice(tokens: TokenBlock, start: int, folder: Path, encode: Encode, 
             stop = min(start + SLICE, len(tokens))
             states = encode(tokens.part(start, stop))
             draft = file.with_name(f"{file.name}.draft")
-            save_file({name: getattr(states, name).contiguous().cpu() for name in _PARTS}, draft)
+            save(states, draft)
             draft.rename(file)
     except Timeout:
         return
+
+
+def save(states: ItemStates, file: Path) -> None:
+    save_file({name: getattr(states, name).contiguous().cpu() for name in _PARTS}, file)
+
+
+def load(file: Path, device: str) -> ItemStates:
+    """On a CPU the file is mapped into memory."""
+    tensors = load_file(file, device=device)
+    return ItemStates(*[tensors[name] for name in _PARTS])

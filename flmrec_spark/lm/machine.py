@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,38 @@ def describe(device: str) -> dict[str, Any]:
         },
         "peak_gflops": {name: round(rate / 1e9) for name, rate in rates(device, kernel, seconds=0.5).items()},
     }
+
+
+def calls_per_second(
+    work: Callable[[int], Any],
+    seconds: float,
+    *,
+    n_threads: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Calls of work(number) per second of the clock, after one that is not counted.
+
+    With several threads each makes calls of its own, with one thread of torch, as Spark's tasks do.
+    """
+
+    def worked(first: int) -> int:
+        number = 0
+        if n_threads > 1:
+            torch.set_num_threads(1)
+        while True:
+            work(first + number)
+            number += 1
+            if clock() - started >= seconds:
+                return number
+
+    work(0)
+    started = clock()
+    if n_threads == 1:
+        done = worked(0)
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            done = sum(pool.map(worked, range(n_threads)))
+    return done / (clock() - started)
 
 
 def cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""The kernel in C, `kernel.c`: built where the machine has a compiler, loaded where the CPU can run it.
+"""The kernel in C, `kernel.c` and `layer.c`: built where the machine has a compiler, loaded where the CPU can run it.
 
 The driver builds it once and ships the library with the model, so an executor needs no compiler. Where there is
 none, or the CPU is another, `attention.TorchAttention` does the same with torch, several times slower.
@@ -16,22 +16,26 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).parent / "kernel.c"
+_SOURCES = [str(Path(__file__).parent / name) for name in ("kernel.c", "layer.c")]
 _V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 # level: flags of /proc/cpuinfo that it needs, options of the compiler; the first that fits is taken
 LEVELS = {
-    "x86-64-v4-bf16": (_V4 | {"avx512_bf16"}, ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512")),
+    "x86-64-v4-bf16": (
+        _V4 | {"avx512_bf16", "avx512_vnni"},
+        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"),
+    ),
     "x86-64-v4": (_V4, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
     "x86-64-v3": (_V3, ("-march=x86-64-v3",)),
     "x86-64-v2": (_V2, ("-march=x86-64-v2",)),
 }
-_COMMON = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC")
+_COMMON = ("-O2", "-ffp-contract=fast", "-shared", "-fPIC")
 _WIDTH = 16  # numbers of a head: a multiple of it
 _SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
 
@@ -56,7 +60,7 @@ def build() -> Built | None:
     folder = tempfile.TemporaryDirectory(prefix="flmrec-native-")
     _FOLDERS.append(folder)  # removed when the process ends
     file = Path(folder.name) / "kernel.so"
-    command = [*compiler, *_COMMON, *LEVELS[level][1], "-o", str(file), str(_SOURCE)]
+    command = [*compiler, *_COMMON, *LEVELS[level][1], "-o", str(file), *_SOURCES]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError):  # a compiler too old for the level: as if there were none
@@ -110,13 +114,17 @@ def _cpu_flags() -> frozenset[str]:
 
 
 class Kernel:
-    """`kernel.c`, loaded. Shapes: N items, T of them asked, P keys, H heads, E numbers a head."""
+    """The library, loaded. Shapes: N items, T of them asked, P keys, H heads, E numbers a head."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._functions = {dtype: getattr(library, name, None) for dtype, name in _SYMBOLS.items()}
         self._segment_functions = {dtype: getattr(library, name, None) for dtype, name in _SEGMENT_SYMBOLS.items()}
-        self.tile = int(library.tile())
+        self.tile, self.panel = int(library.tile()), int(library.panel())
+
+    def function(self, name: str) -> Any:
+        """A function of the library by name; None where it was built for a CPU without its instructions."""
+        return getattr(self._library, name, None)
 
     def fits(self, dtype: torch.dtype, width: int) -> bool:
         """Whether the kernel multiplies this dtype here, with heads of this width."""
@@ -165,7 +173,7 @@ class Kernel:
         sizes = (block.start, n_items, n_all, query.shape[2], n_heads, n_keys, keys.shape[1], width)
         function = self._functions[own.dtype]
         assert function is not None
-        function(*map(_address, tensors), *map(ctypes.c_long, sizes), _address(scratch))
+        function(*map(address, tensors), *map(ctypes.c_long, sizes), address(scratch))
         return out
 
     def attend_segments(
@@ -199,7 +207,7 @@ class Kernel:
         sizes = (n_segments, n_tokens, n_user, keys.shape[1], n_heads, n_heads // n_kept, width, int(is_causal))
         function = self._segment_functions[query.dtype]
         assert function is not None
-        function(*map(_address, tensors), *map(ctypes.c_long, sizes), _address(scratch))
+        function(*map(address, tensors), *map(ctypes.c_long, sizes), address(scratch))
         return out
 
     def quantize(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,18 +215,18 @@ class Kernel:
         rows = states.contiguous()
         n_rows, n = rows.shape
         quantized, scales = torch.empty(n_rows, n, dtype=torch.uint8), torch.empty(n_rows)
-        self._library.quantize(*map(_address, (rows, quantized, scales)), ctypes.c_long(n_rows), ctypes.c_long(n))
+        self._library.quantize(*map(address, (rows, quantized, scales)), ctypes.c_long(n_rows), ctypes.c_long(n))
         return quantized, scales
 
     def rescale(self, product: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
         """product (R, n) * scales (R,) + bias (n,), float32, in place."""
         n_rows, n = product.shape
-        self._library.rescale(*map(_address, (product, scales, bias)), ctypes.c_long(n_rows), ctypes.c_long(n))
+        self._library.rescale(*map(address, (product, scales, bias)), ctypes.c_long(n_rows), ctypes.c_long(n))
         return product
 
     def _padded(self, n_items: int) -> int:
         return n_items + -n_items % self.tile + self.tile  # a tile may begin anywhere and end behind the last item
 
 
-def _address(tensor: Tensor) -> ctypes.c_void_p:
+def address(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())

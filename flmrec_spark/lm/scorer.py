@@ -13,44 +13,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.lm import item_states
 from flmrec_spark.lm.attention import Attention, TorchAttention, attention_of
 from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.early_join import EarlyJoin, early_join_of
 from flmrec_spark.lm.families.base import expanded
+from flmrec_spark.lm.fused import FusedLast, fused_layers
 from flmrec_spark.lm.kernels import pack_linears, quantize_linears
 from flmrec_spark.lm.memory import Blocks
 from flmrec_spark.lm.model import ItemStates, Segment, SegmentedModel, UserStates, concatenated
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.states import ItemPart
 
 _ENCODE_BLOCK = 128  # items encoded at once
 _LAST_BLOCK = {"cpu": 512, "cuda": 8192}  # items of a block: fits the cache, or fills the device
 _EARLY_BLOCK = {"cpu": 128, "cuda": 2048}
-_STATES = ("hidden", "query", "own", "own_lse", "hidden_mask")
 Scores = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
 Work = Callable[[int, int], None]  # on items start .. stop - 1
-
-
-@dataclass(frozen=True)
-class ItemPart:
-    """The catalogue as the kernel reads it: for a last-layer join heads come first and the query is scaled."""
-
-    tokens: TokenBlock
-    states: ItemStates | None  # None for `join: full`
-    bias: Scores  # (N,)
 
 
 class Scorer:
@@ -82,29 +74,40 @@ class Scorer:
         self.dtype = DTYPES[precision]
         changes = packed or precision != "fp32" or kernel is not None
         self.model = (copy.deepcopy(model) if changes else model).to(device)
-        self.model.backbone.to(self.dtype)
-        if precision == "int8":
-            quantize_linears(self.model.backbone, _kernel_for_int8(kernel, device))
-        if packed:
-            pack_linears(self.model.backbone)
-        self.calibration = calibration or Calibration()
         self.kernel = kernel if device == "cpu" else None
-        self.attention: Attention = TorchAttention()
-        if model.join != "full":
-            self.attention = attention_of(self.kernel, self.dtype, model.family.head_size)
-            self.model.family.kernel = self.kernel
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
+        self.calibration = calibration or Calibration()
+        self.attention: Attention = TorchAttention()
+        layers = None
+        if model.join != "full":
+            family: Any = self.model.family
+            self.attention = attention_of(self.kernel, self.dtype, family.head_size)
+            layers = fused_layers(family, self.kernel, precision)
+            family.kernel, family.fused = self.kernel, layers
+        self.fused = FusedLast(layers[-1], feed_forward=model.join == "layer") if layers and self.is_last else None
+        if layers is None:
+            self._convert(precision, packed)
         kind = torch.device(device).type
         self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
         self._last_blocks = Blocks(_LAST_BLOCK[kind])
         found = None
         if states is not None:
-            found = self._load_states(states)
+            found = item_states.load(states, self.device)
         elif model.join != "full" and len(tokens):
             found = self._laid_out(self.encode(tokens))
         bias = np.zeros(len(tokens)) if item_bias is None else item_bias
         self.items = ItemPart(tokens, found, bias)
         self.early = early_join_of(self.model, self.kernel, found)
+
+    def _convert(self, precision: str, packed: bool) -> None:
+        """The model's own layers, where no kernel has the whole of them."""
+        self.model.backbone.to(self.dtype)
+        if precision == "int8":
+            if self.kernel is None:
+                raise EnvironmentFault("score.precision: got int8, expected a CPU and a C compiler")
+            quantize_linears(self.model.backbone, self.kernel)
+        if packed:
+            pack_linears(self.model.backbone)
 
     def score(self, user: list[int], *, user_bias: float = 0.0, items: Index | None = None) -> Scores:
         """Probabilities of one user for all items, or for those of an index: float64 (N,) or (len(items),).
@@ -133,7 +136,7 @@ class Scorer:
         return np.asarray(self._pair_logits(user, items, None)[0])
 
     def _pair_logits(self, user: list[int], items: TokenBlock, factors: Floats | None) -> Scores:
-        segment = self._user(user, factors)
+        segment = Segment.of_one(user, factors, self.device)
         states = None if self.model.join == "full" else self._encoded(user, factors)
         result = np.zeros((len(self.model.heads), len(items)))
 
@@ -145,8 +148,7 @@ class Scorer:
                 grid = torch.arange(stop - start, device=self.device)[None]
                 encoded = self.model.encode_items(block.ids, block.lengths, block.factors)
                 hidden, pooled = self.model.joined(states, encoded, grid)[0], states.pooled
-            for row, head in enumerate(self.model.heads):
-                result[row, start:stop] = head(hidden, pooled).double().cpu().numpy()
+            result[:, start:stop] = self._heads(hidden, pooled).double().cpu().numpy()
 
         self._early_blocks.run(len(items), score_block)
         return result
@@ -166,37 +168,33 @@ class Scorer:
     @torch.inference_mode()
     def save_states(self, states: ItemStates, file: Path) -> None:
         """Writes what `encode` gave, as the kernel reads it, for processes to map into their memory."""
-        laid_out = self._laid_out(states)
-        save_file({name: getattr(laid_out, name).contiguous() for name in _STATES}, file)
+        item_states.save(self._laid_out(states), file)
 
-    def _load_states(self, file: Path) -> ItemStates:
-        tensors = load_file(file, device=self.device)
-        return ItemStates(*[tensors[name] for name in _STATES])
+    def _heads(self, hidden: Tensor, pooled: Tensor) -> Tensor:
+        """(heads, n) of last hidden states (n, D)."""
+        return torch.stack([head(hidden, pooled) for head in self.model.heads])
 
     def _laid_out(self, states: ItemStates) -> ItemStates:
-        return self.attention.items(states) if self.is_last else states
+        return (self.fused or self.attention).items(states) if self.is_last else states
 
     def _encoded(self, user: list[int], factors: Floats | None) -> UserStates:
-        segment = self._user(user, factors)
+        segment = Segment.of_one(user, factors, self.device)
         return self.model.encode_users(segment.ids, segment.lengths, segment.factors)
-
-    def _user(self, user: list[int], factors: Floats | None) -> Segment:
-        ids, n_tokens = torch.tensor([user], device=self.device), torch.tensor([len(user)], device=self.device)
-        own = None if factors is None else torch.from_numpy(factors[None]).to(self.device)
-        return Segment(ids, n_tokens, own)
 
     def _score_states(self, user: UserStates, items: Index | None) -> Tensor:
         """Logits (heads, items)."""
-        states, heads = self.items.states, self.model.heads
+        states, n_heads = self.items.states, len(self.model.heads)
         assert states is not None
         index = None if items is None else torch.from_numpy(items).to(self.device)
         if self.model.is_two_towers:
             hidden = states.hidden[:, 0] if index is None else states.hidden[index, 0]
-            return torch.stack([head(hidden, user.pooled) for head in heads])
+            return self._heads(hidden, user.pooled)
         if self.is_last and index is not None:
-            states = self.attention.take(states, index)
+            states = (self.fused or self.attention).take(states, index)
+        if self.fused is not None:
+            return self._fused_last(self.fused, user, states)
         n_items = len(states.hidden) if self.is_last or index is None else len(index)
-        logits = torch.empty(len(heads), n_items, device=self.device)
+        logits = torch.empty(n_heads, n_items, device=self.device)
         if self.is_last:
             self._last_blocks.run(n_items, self._last_layer(user, states, logits))
         elif self.early is not None and index is None:
@@ -211,8 +209,7 @@ class Scorer:
         def score_block(start: int, stop: int) -> None:
             grid = torch.arange(start, stop, device=self.device) if index is None else index[start:stop]
             hidden = self.model.joined(user, items, grid[None])[0]
-            for row, head in enumerate(self.model.heads):
-                logits[row, start:stop] = head(hidden, user.pooled)
+            logits[:, start:stop] = self._heads(hidden, user.pooled)
 
         return score_block
 
@@ -222,15 +219,14 @@ class Scorer:
 
         def score_block(start: int, stop: int) -> None:
             hidden = early.last_hidden(known, start, stop)
-            for row, head in enumerate(self.model.heads):
-                logits[row, start:stop] = head(hidden, user.pooled)
+            logits[:, start:stop] = self._heads(hidden, user.pooled)
 
         return score_block
 
     def _last_layer(self, user: UserStates, items: ItemStates, logits: Tensor) -> Work:
         """What writes the logits of the items start .. stop - 1: the last layer of one token each."""
         model = self.model
-        known = self.attention.user(*(expanded(part[0][0], model.family.n_heads) for part in (user.keys, user.values)))
+        known = self.attention.user(*self._keys(user))
         of_user = [head.of_user(user.pooled[0]) for head in model.heads]
 
         def score_block(start: int, stop: int) -> None:
@@ -243,8 +239,12 @@ class Scorer:
 
         return score_block
 
+    def _fused_last(self, fused: FusedLast, user: UserStates, items: ItemStates) -> Tensor:
+        """Logits (heads, N) of all of the items: the last layer and the heads in one call."""
+        directions, constants = zip(*[head.of_user(user.pooled[0]) for head in self.model.heads], strict=True)
+        return fused.dots(items, *self._keys(user), torch.stack(directions)) + torch.stack(constants)[:, None]
 
-def _kernel_for_int8(kernel: Kernel | None, device: str) -> Kernel:
-    if kernel is None or device != "cpu":
-        raise EnvironmentFault(f"score.precision: got int8 on {device}, expected a CPU and a C compiler")
-    return kernel
+    def _keys(self, user: UserStates) -> tuple[Tensor, Tensor]:
+        """Keys and values (H, P, E) of the last layer."""
+        keys, values = (expanded(part[0][0], self.model.family.n_heads) for part in (user.keys, user.values))
+        return keys, values

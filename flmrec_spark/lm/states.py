@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,12 @@ class Segment:
         factors = None if block.factors is None else torch.from_numpy(block.factors).to(device)
         ids = torch.from_numpy(block.ids).to(device, torch.long)
         return cls(ids, torch.from_numpy(block.lengths).to(device), factors)
+
+    @classmethod
+    def of_one(cls, ids: list[int], factors: npt.NDArray[np.float32] | None, device: torch.device | str) -> Segment:
+        """One segment (T,) with its factors (F,)."""
+        own = None if factors is None else torch.from_numpy(factors[None]).to(device)
+        return cls(torch.tensor([ids], device=device), torch.tensor([len(ids)], device=device), own)
 
     def take(self, rows: Tensor) -> Segment:
         """Some of the rows."""
@@ -82,3 +90,12 @@ class ItemStates:
 def concatenated(states: Sequence[ItemStates]) -> ItemStates:
     """Items of several encodings, in their order."""
     return ItemStates(*[torch.cat(parts) for parts in zip(*[one.parts() for one in states], strict=True)])
+
+
+@dataclass(frozen=True)
+class ItemPart:
+    """The catalogue as the kernel reads it: for a last-layer join heads come first and the query is scaled."""
+
+    tokens: TokenBlock
+    states: ItemStates | None  # None for `join: full`
+    bias: npt.NDArray[np.float64]  # (N,)

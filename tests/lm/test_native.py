@@ -26,7 +26,7 @@ _HERE = {level: needs for level, (needs, _) in native.LEVELS.items() if needs <=
 def kernel(request, tmp_path_factory):
     file = tmp_path_factory.mktemp("native") / "kernel.so"
     command = [*native._compiler(), *native._COMMON, *native.LEVELS[request.param][1], "-o", str(file)]
-    subprocess.run([*command, "-Wall", "-Wextra", "-Wno-psabi", str(native._SOURCE)], check=True, capture_output=True)
+    subprocess.run([*command, "-Wall", "-Wextra", "-Wno-psabi", *native._SOURCES], check=True, capture_output=True)
     return native.load(Built(request.param, file))
 
 

@@ -10,12 +10,14 @@ where heads share keys), E size of a head, Q item tokens that are computed on: a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from flmrec_spark.lm.families.post_norm import LayerKernel, PostNorm
 from flmrec_spark.lm.native import Kernel
 
 USER, ITEM = 0, 1  # segment ids
@@ -92,6 +94,10 @@ class Family(PairFamily, Protocol):
         """
         ...
 
+    def post_norm(self, layer: int) -> PostNorm | None:
+        """A layer's parts, where they are of this kind and the activation is GELU; else None."""
+        ...
+
 
 class SelfJoined(ABC):
     """Encoders and decoders: items see the user through the attention that they see themselves with."""
@@ -104,6 +110,7 @@ class SelfJoined(ABC):
     head_size: int
     attention_dropout: float
     kernel: Kernel | None = None  # for inference on a CPU; set by the scorer
+    fused: Sequence[LayerKernel] | None = None  # the same, for families with `post_norm`
 
     @abstractmethod
     def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
@@ -116,6 +123,10 @@ class SelfJoined(ABC):
     @abstractmethod
     def finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool = True) -> Tensor:
         """As `Family.finish`."""
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        """As `Family.post_norm`: of another kind, unless a family says so."""
+        return None
 
     def users(self, words: Tensor, padded: Tensor, positions: Tensor, join_layer: int) -> UserLayers:
         hidden = self.embed(words, positions, USER)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flmrec_spark.lm.families.base import ITEM, USER, SelfJoined, split_heads
+from flmrec_spark.lm.families.post_norm import PostNorm
 
 
 class Bert(SelfJoined):
@@ -31,18 +32,37 @@ class Bert(SelfJoined):
         return embedded
 
     def project(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.fused is None:
+            return self._project(layer, hidden)
+        query, key, value = (split_heads(part, self.n_heads) for part in self.fused[layer].project(hidden))
+        return query, key, value
+
+    def finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool = True) -> Tensor:
+        if self.fused is None:
+            return self._finish(layer, residual, attended, feed_forward=feed_forward)
+        return self.fused[layer].finish(residual, attended, feed_forward=feed_forward)
+
+    def _project(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         own = self.backbone.encoder.layer[layer].attention.self
         query = split_heads(own.query(hidden), self.n_heads)
         key, value = split_heads(own.key(hidden), self.n_heads), split_heads(own.value(hidden), self.n_heads)
         return query * query.shape[-1] ** -0.5, key, value
 
-    def finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool = True) -> Tensor:
+    def _finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool) -> Tensor:
         block = self.backbone.encoder.layer[layer]
         joined: Tensor = block.attention.output(attended, residual)
         if not feed_forward:
             return joined
         output: Tensor = block.output(block.intermediate(joined), joined)
         return output
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        if self.backbone.config.hidden_act != "gelu":
+            return None
+        block = self.backbone.encoder.layer[layer]
+        own, after, output = block.attention.self, block.attention.output, block.output
+        joined = (own.query, own.key, own.value, after.dense, after.LayerNorm)
+        return PostNorm(*joined, block.intermediate.dense, output.dense, output.LayerNorm)
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         words, padded, positions = (torch.cat(parts, dim=1) for parts in zip(user, item, strict=True))
@@ -97,18 +117,26 @@ class DistilBert(Bert):
         embedded: Tensor = self.backbone.embeddings(None, inputs_embeds=words, position_ids=places)
         return embedded
 
-    def project(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         own = self.backbone.transformer.layer[layer].attention
         query, key, value = (split_heads(part(hidden), self.n_heads) for part in (own.q_lin, own.k_lin, own.v_lin))
         return query * query.shape[-1] ** -0.5, key, value
 
-    def finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool = True) -> Tensor:
+    def _finish(self, layer: int, residual: Tensor, attended: Tensor, *, feed_forward: bool) -> Tensor:
         block = self.backbone.transformer.layer[layer]
         joined: Tensor = block.sa_layer_norm(block.attention.out_lin(attended) + residual)
         if not feed_forward:
             return joined
         output: Tensor = block.output_layer_norm(block.ffn(joined) + joined)
         return output
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        if self.backbone.config.activation != "gelu":
+            return None
+        block = self.backbone.transformer.layer[layer]
+        own, ffn = block.attention, block.ffn
+        joined = (own.q_lin, own.k_lin, own.v_lin, own.out_lin, block.sa_layer_norm)
+        return PostNorm(*joined, ffn.lin1, ffn.lin2, block.output_layer_norm)
 
     def _stock(self, words: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
         output = self.backbone(inputs_embeds=words, attention_mask=mask, position_ids=positions)

@@ -20,6 +20,7 @@ from flmrec_spark.lm.families.base import (
     score_token,
     split_heads,
 )
+from flmrec_spark.lm.families.post_norm import PostNorm
 from flmrec_spark.lm.native import Kernel
 
 
@@ -64,6 +65,9 @@ class T5:
         cross = self._block(layer).layer[1]
         joined = residual + cross.dropout(cross.EncDecAttention.o(attended))
         return self._feed_forward(layer, joined) if feed_forward else self._normed(layer, joined)
+
+    def post_norm(self, layer: int) -> PostNorm | None:
+        return None
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         output = self.backbone(

@@ -1,0 +1,400 @@
+/* A joined layer of an encoder that normalises after each residual, in one pass: a tile of items goes through attention,
+   out-projection, layer norm, feed-forward and layer norm while it lies in the second cache; in the last layer what comes
+   out are its dot products with the score's vectors.
+
+   Items lie across the lanes from the first product to the last, so nothing is transposed, a layer norm and the scale of
+   an item's bytes need no sum inside of a vector, and a number does not depend on which items share a tile. Sums are
+   float32 throughout (int32 for bytes, of at most CHUNK products of one scale). Weights lie in panels of PANEL outputs,
+   word by word along the depth of the product, and are read in one stream. */
+#include "kernel.h"
+
+#if defined(__AVX512F__)
+#define PANEL 12 /* x 2 sums, 2 states and a weight fit 32 registers */
+#else
+#define PANEL 6
+#endif
+
+struct dense {
+    const char *weights;  /* chunks of panels */
+    const float *bias;    /* of the layer's outputs */
+    const float *scale;   /* INT8: of each output, as the panels lie */
+    const int32_t *zeros; /* INT8: what the 128s of the states add up to, for each output of each chunk */
+};
+
+struct norm {
+    const float *weight, *bias;
+    double epsilon;
+};
+
+struct layer {
+    struct dense query, key, value, out, inner, outer;
+    struct norm first, second;
+    long n_heads, width, hidden, n_inner, chunk; /* n_inner is 0 without a feed-forward, else a multiple of chunk */
+};
+
+INLINE long panels(long n) { return (n + PANEL - 1) / PANEL; }
+
+#define PRODUCT                                                                                                                \
+    const char *weights, const float *scale, const int32_t *zeros, const vec(*x)[2], long depth, long n,                       \
+        const vec factor[2], vec(*y)[2]
+
+INLINE void multiply_floats(const float *w, const vec (*x)[2], long depth, long n, vec (*y)[2], const int is_bf16,
+                            const int vecs)
+{
+    for (long m = 0; m < n; m += PANEL) {
+        vec sum[PANEL][2];
+#pragma GCC unroll 12
+        for (int r = 0; r < PANEL; r++) sum[r][0] = sum[r][1] = (vec){};
+        for (long k = 0; k < depth; k++, w += PANEL) {
+            vec first = x[k][0], second = x[k][1];
+#pragma GCC unroll 12
+            for (int r = 0; r < PANEL; r++) {
+                sum[r][0] = multiplied(sum[r][0], w[r], first, is_bf16);
+                if (vecs == 2) sum[r][1] = multiplied(sum[r][1], w[r], second, is_bf16);
+            }
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < PANEL; r++)
+            for (int i = 0; i < vecs; i++) y[m + r][i] += sum[r][i];
+    }
+}
+
+#define FLOATS const float *w, const vec(*x)[2], long depth, long n, vec(*y)[2]
+APART void multiply_fp32_2(FLOATS) { multiply_floats(w, x, depth, n, y, 0, 2); }
+APART void multiply_fp32_1(FLOATS) { multiply_floats(w, x, depth, n, y, 0, 1); }
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+APART void multiply_bf16_2(FLOATS) { multiply_floats(w, x, depth, n, y, 1, 2); }
+APART void multiply_bf16_1(FLOATS) { multiply_floats(w, x, depth, n, y, 1, 1); }
+
+INLINE void multiply_bytes(PRODUCT, const int vecs)
+{
+    const int32_t *w = (const int32_t *)weights;
+    for (long m = 0; m < n; m += PANEL) {
+        __m512i sum[PANEL][2];
+#pragma GCC unroll 12
+        for (int r = 0; r < PANEL; r++) sum[r][0] = sum[r][1] = _mm512_set1_epi32(zeros[m + r]);
+        for (long k = 0; k < depth; k++, w += PANEL) {
+            __m512i first = _mm512_loadu_si512(&x[k][0]), second = _mm512_loadu_si512(&x[k][1]);
+#pragma GCC unroll 12
+            for (int r = 0; r < PANEL; r++) {
+                __m512i weight = _mm512_set1_epi32(w[r]);
+                /* the intrinsic makes GCC 12 copy every sum to the stack and back */
+                __asm__("vpdpbusd %1, %2, %0" : "+v"(sum[r][0]) : "v"(weight), "v"(first));
+                if (vecs == 2) __asm__("vpdpbusd %1, %2, %0" : "+v"(sum[r][1]) : "v"(weight), "v"(second));
+            }
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < PANEL; r++)
+            for (int i = 0; i < vecs; i++) y[m + r][i] += (vec)_mm512_cvtepi32_ps(sum[r][i]) * (factor[i] * scale[m + r]);
+    }
+}
+
+APART void multiply_int8_2(PRODUCT) { multiply_bytes(weights, scale, zeros, x, depth, n, factor, y, 2); }
+APART void multiply_int8_1(PRODUCT) { multiply_bytes(weights, scale, zeros, x, depth, n, factor, y, 1); }
+#endif
+
+/* y[n][TILE] += weights[n][depth] x[depth][TILE]; depth in words. y has room for whole panels. */
+INLINE void multiply(PRODUCT, int vecs, const int kind)
+{
+    if (kind == FP32 && vecs == 2) multiply_fp32_2((const float *)weights, x, depth, n, y);
+    if (kind == FP32 && vecs == 1) multiply_fp32_1((const float *)weights, x, depth, n, y);
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+    if (kind == BF16 && vecs == 2) multiply_bf16_2((const float *)weights, x, depth, n, y);
+    if (kind == BF16 && vecs == 1) multiply_bf16_1((const float *)weights, x, depth, n, y);
+    if (kind == INT8 && vecs == 2) multiply_int8_2(weights, scale, zeros, x, depth, n, factor, y);
+    if (kind == INT8 && vecs == 1) multiply_int8_1(weights, scale, zeros, x, depth, n, factor, y);
+#endif
+    (void)scale, (void)zeros, (void)factor;
+}
+
+/* x[n][TILE] as the words of a product; bytes get a scale per item, 1 / 127 of its largest number. */
+INLINE void pack(const vec (*x)[2], long n, vec (*words)[2], vec factor[2], int vecs, const int kind)
+{
+    for (int i = 0; i < vecs; i++) {
+        if (kind == FP32)
+            for (long k = 0; k < n; k++) words[k][i] = x[k][i];
+        if (kind == BF16)
+            for (long k = 0; k < n; k += 2) words[k / 2][i] = (vec)paired(x[k][i], x[k + 1][i]);
+        if (kind == INT8) {
+            vec top = splat(1e-30f);
+            for (long k = 0; k < n; k++) top = larger(top, larger(x[k][i], -x[k][i]));
+            factor[i] = top * (1.0f / 127.0f);
+            vec inverse = 127.0f / top;
+            for (long k = 0; k < n; k += 4) {
+                ints byte[4]; /* 1.5 * 2^23 + 128: the rounded sum stands in the last bits */
+                for (int r = 0; r < 4; r++) byte[r] = (ints)(x[k + r][i] * inverse + 12583040.0f) & 0xff;
+                words[k / 4][i] = (vec)(byte[0] | byte[1] << 8 | byte[2] << 16 | byte[3] << 24);
+            }
+        }
+    }
+}
+
+INLINE void normalise(vec (*x)[2], long n, struct norm norm, int vecs)
+{
+    for (int i = 0; i < vecs; i++) {
+        vec sum = {}, squares = {};
+        for (long k = 0; k < n; k++) sum += x[k][i];
+        vec mean = sum * (1.0f / n);
+        for (long k = 0; k < n; k++) {
+            vec off = x[k][i] - mean;
+            squares += off * off;
+        }
+        vec variance = squares * (1.0f / n) + (float)norm.epsilon, scale = {};
+        for (int lane = 0; lane < LANES; lane++) scale[lane] = 1.0f / __builtin_sqrtf(variance[lane]);
+        for (long k = 0; k < n; k++) x[k][i] = (x[k][i] - mean) * scale * norm.weight[k] + norm.bias[k];
+    }
+}
+
+INLINE vec within(vec x, float limit)
+{
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)larger(x, splat(-limit)), _mm512_set1_ps(limit));
+#else
+    return -larger(-larger(x, splat(-limit)), splat(-limit));
+#endif
+}
+
+/* x / 2 (1 + erf(x / sqrt 2)). For products in fewer bits erf is a polynomial, which is 1 from 4.4 on: absolute error of the
+   result 4e-5. In float32 it is Eigen's quotient of polynomials: 1.4e-6. */
+INLINE vec gelu(vec x, const int kind)
+{
+    if (kind != FP32) {
+        vec z = within(x, 4.4f), u = z * z, p = splat(7.1387868e-11f);
+        p = p * u - 7.5080138e-09f;
+        p = p * u + 3.4816551e-07f;
+        p = p * u - 9.4496399e-06f;
+        p = p * u + 1.6858468e-04f;
+        p = p * u - 2.1099739e-03f;
+        p = p * u + 1.9286005e-02f;
+        p = p * u - 1.3215274e-01f;
+        p = p * u + 7.9752308e-01f;
+        vec half = x * 0.5f;
+        return half * (z * p) + half;
+    }
+    vec z = within(x * 0.70710678f, 4.0f), u = z * z, p = splat(-2.72614225801306e-10f), q = splat(-1.45660718464996e-05f);
+    p = p * u + 2.77068142495902e-08f;
+    p = p * u - 2.10102402082508e-06f;
+    p = p * u - 5.69250639462346e-05f;
+    p = p * u - 7.34990630326855e-04f;
+    p = p * u - 2.95459980854025e-03f;
+    p = p * u - 1.60960333262415e-02f;
+    q = q * u - 2.13374055278905e-04f;
+    q = q * u - 1.68282697438203e-03f;
+    q = q * u - 7.37332916720468e-03f;
+    q = q * u - 1.42647390514189e-02f;
+    vec half = x * 0.5f;
+    return half * (z * p / q) + half;
+}
+
+/* From the attention's output x[heads x width] and the residual y[hidden] on: the layer's output in y. words: room for the
+   widest product's states; inner: for one chunk. Both y and inner have room for whole panels. */
+INLINE void finish_as(const struct layer *layer, const vec (*x)[2], vec (*y)[2], vec (*words)[2], vec (*inner)[2], int vecs,
+                      const int kind)
+{
+    const int each = kind == INT8 ? 4 : kind == BF16 ? 2 : 1; /* numbers in a word */
+    const long hidden = layer->hidden, chunk = layer->chunk, attention = layer->n_heads * layer->width;
+    const struct dense *out = &layer->out, *in = &layer->inner, *outer = &layer->outer;
+    vec factor[2] = {};
+    for (int i = 0; i < vecs; i++)
+        for (long m = 0; m < hidden; m++) y[m][i] += out->bias[m];
+    pack(x, attention, words, factor, vecs, kind);
+    multiply(out->weights, out->scale, out->zeros, (const vec(*)[2])words, attention / each, hidden, factor, y, vecs, kind);
+    normalise(y, hidden, layer->first, vecs);
+    if (!layer->n_inner) return;
+    pack((const vec(*)[2])y, hidden, words, factor, vecs, kind);
+    vec(*chunk_words)[2] = words + hidden / each;
+    const long in_rows = panels(chunk) * PANEL, out_rows = panels(hidden) * PANEL;
+    for (int i = 0; i < vecs; i++)
+        for (long m = 0; m < hidden; m++) y[m][i] += outer->bias[m];
+    for (long c = 0; c < layer->n_inner / chunk; c++) {
+        for (int i = 0; i < vecs; i++)
+            for (long m = 0; m < chunk; m++) inner[m][i] = splat(in->bias[c * chunk + m]);
+        multiply(in->weights + c * in_rows * hidden * 4 / each, in->scale + c * in_rows, in->zeros + c * in_rows,
+                 (const vec(*)[2])words, hidden / each, chunk, factor, inner, vecs, kind);
+        for (int i = 0; i < vecs; i++)
+            for (long m = 0; m < chunk; m++) inner[m][i] = gelu(inner[m][i], kind);
+        vec own[2] = {};
+        pack((const vec(*)[2])inner, chunk, chunk_words, own, vecs, kind);
+        multiply(outer->weights + c * out_rows * chunk * 4 / each, outer->scale, outer->zeros + c * out_rows,
+                 (const vec(*)[2])chunk_words, chunk / each, hidden, own, y, vecs, kind);
+    }
+    normalise(y, hidden, layer->second, vecs);
+}
+
+#define FINISH const struct layer *layer, const vec(*x)[2], vec(*y)[2], vec(*words)[2], vec(*inner)[2], int vecs
+APART void finish_columns_fp32(FINISH) { finish_as(layer, x, y, words, inner, vecs, FP32); }
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+APART void finish_columns_bf16(FINISH) { finish_as(layer, x, y, words, inner, vecs, BF16); }
+APART void finish_columns_int8(FINISH) { finish_as(layer, x, y, words, inner, vecs, INT8); }
+#endif
+
+INLINE void finish(FINISH, const int kind)
+{
+    if (kind == FP32) finish_columns_fp32(layer, x, y, words, inner, vecs);
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+    if (kind == BF16) finish_columns_bf16(layer, x, y, words, inner, vecs);
+    if (kind == INT8) finish_columns_int8(layer, x, y, words, inner, vecs);
+#endif
+}
+
+/* The float32 numbers of words[n / each][TILE]. */
+INLINE void unpack(const vec (*words)[2], long n, vec (*x)[2], const int is_bf16)
+{
+    for (int i = 0; i < 2; i++) {
+        if (is_bf16)
+            for (long k = 0; k < n; k += 2) {
+                ints word = (ints)(words[k / 2][i]);
+                x[k][i] = (vec)(word << 16);
+                x[k + 1][i] = (vec)(word & (int32_t)0xffff0000);
+            }
+        else
+            for (long k = 0; k < n; k++) x[k][i] = words[k][i];
+    }
+}
+
+INLINE void score(const struct layer *layer, const float *query, const float *own, const float *own_lse, const float *residual,
+                  const float *keys, const float *values, const float *vectors, float *out, long n_tiles, long n_keys,
+                  long n_rows, long n_vectors, long stride, char *scratch, const int kind)
+{
+    const int is_bf16 = kind != FP32, each = is_bf16 ? 2 : 1;
+    const long width = layer->width, hidden = layer->hidden, attention = layer->n_heads * width;
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + panels(hidden) * PANEL;
+    vec(*words)[2] = inner + panels(layer->chunk) * PANEL;
+    float *weights = (float *)words;
+    for (long t = 0; t < n_tiles; t++) {
+        for (long h = 0; h < layer->n_heads; h++) {
+            vec own_weight[2], (*own_part)[2] = inner;
+            attend_tile(query + h * width / each * TILE, TILE, own_lse + h * TILE, keys + h * n_rows * width / each,
+                        values + h * width * n_rows / each, n_keys, n_rows, width, 0, n_keys, weights, own_weight, x + h * width,
+                        is_bf16);
+            unpack((const vec(*)[2])(own + h * width / each * TILE), width, own_part, is_bf16);
+            for (long e = 0; e < width; e++)
+                for (int i = 0; i < 2; i++) x[h * width + e][i] += own_part[e][i] * own_weight[i];
+        }
+        unpack((const vec(*)[2])residual, hidden, y, is_bf16);
+        finish(layer, (const vec(*)[2])x, y, words, inner, 2, kind);
+        for (long v = 0; v < n_vectors; v++) {
+            vec sum[2] = {};
+            for (long m = 0; m < hidden; m++)
+                for (int i = 0; i < 2; i++) sum[i] += y[m][i] * vectors[v * hidden + m];
+            for (int i = 0; i < 2; i++) ((vec *)(out + v * stride + t * TILE))[i] = sum[i];
+        }
+        query += attention / each * TILE, own += attention / each * TILE, own_lse += layer->n_heads * TILE;
+        residual += hidden / each * TILE;
+    }
+}
+
+#define ARGUMENTS                                                                                                              \
+    const struct layer *layer, const float *query, const float *own, const float *own_lse, const float *residual,              \
+        const float *keys, const float *values, const float *vectors, float *out, long n_tiles, long n_keys, long n_rows,      \
+        long n_vectors, long stride, char *scratch
+#define NAMES                                                                                                                  \
+    layer, query, own, own_lse, residual, keys, values, vectors, out, n_tiles, n_keys, n_rows, n_vectors, stride, scratch
+
+/* Items in tiles: query, own: [n_tiles][H * E][TILE]; own_lse: [n_tiles][H][TILE], float; residual: [n_tiles][hidden][TILE].
+   Keys and values as `attend` takes them. vectors: [n_vectors][hidden]; out: [n_vectors][stride]. In BF16 and INT8 numbers
+   2 i and 2 i + 1 of the items, along H * E or hidden, share a word. scratch: see fused.py. */
+void score_fp32(ARGUMENTS) { score(NAMES, FP32); }
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+void score_bf16(ARGUMENTS) { score(NAMES, BF16); }
+void score_int8(ARGUMENTS) { score(NAMES, INT8); }
+#endif
+
+/* n_rows of n numbers become columns x[n][TILE], and the other way round; lanes of a vector behind the last row are 0. */
+INLINE void columns_as(const char *rows, long n_rows, long n, vec (*x)[2], const int is_bf16)
+{
+    const int size = is_bf16 ? 2 : 4;
+    for (long first = 0; first < n_rows; first += LANES)
+        for (long k = 0; k < n; k += LANES) {
+            vec part[LANES];
+            for (long r = 0; r < LANES; r++)
+                part[r] = first + r < n_rows ? loaded(rows + ((first + r) * n + k) * size, is_bf16) : (vec){};
+            transpose(part);
+            for (long r = 0; r < LANES; r++) x[k + r][first / LANES] = part[r];
+        }
+}
+
+INLINE void rows_as(const vec (*x)[2], long n_rows, long n, char *rows, const int is_bf16)
+{
+    const int size = is_bf16 ? 2 : 4;
+    for (long first = 0; first < n_rows; first += LANES)
+        for (long k = 0; k < n; k += LANES) {
+            vec part[LANES];
+            for (long r = 0; r < LANES; r++) part[r] = x[k + r][first / LANES];
+            transpose(part);
+            for (long r = 0; r < LANES && first + r < n_rows; r++)
+                store(rows + ((first + r) * n + k) * size, part[r], is_bf16);
+        }
+}
+
+APART void columns_fp32(const char *rows, long n_rows, long n, vec (*x)[2]) { columns_as(rows, n_rows, n, x, 0); }
+APART void columns_bf16(const char *rows, long n_rows, long n, vec (*x)[2]) { columns_as(rows, n_rows, n, x, 1); }
+APART void rows_fp32(const vec (*x)[2], long n_rows, long n, char *rows) { rows_as(x, n_rows, n, rows, 0); }
+APART void rows_bf16(const vec (*x)[2], long n_rows, long n, char *rows) { rows_as(x, n_rows, n, rows, 1); }
+
+INLINE void project_tile(const struct layer *layer, const float *hidden, char *const to[3], long first, long n_rows, char *scratch,
+                         const int kind)
+{
+    const int each = kind == INT8 ? 4 : kind == BF16 ? 2 : 1, vecs = n_rows > LANES ? 2 : 1;
+    const long attention = layer->n_heads * layer->width, at = first * attention * (kind == FP32 ? 4 : 2);
+    const struct dense *dense[3] = {&layer->query, &layer->key, &layer->value};
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + layer->hidden, (*words)[2] = y + panels(attention) * PANEL, factor[2] = {};
+    columns_fp32((const char *)(hidden + first * layer->hidden), n_rows, layer->hidden, x);
+    pack((const vec(*)[2])x, layer->hidden, words, factor, vecs, kind);
+    for (int part = 0; part < 3; part++) {
+        for (int i = 0; i < vecs; i++)
+            for (long m = 0; m < attention; m++) y[m][i] = splat(dense[part]->bias[m]);
+        multiply(dense[part]->weights, dense[part]->scale, dense[part]->zeros, (const vec(*)[2])words, layer->hidden / each,
+                 attention, factor, y, vecs, kind);
+        (kind == FP32 ? rows_fp32 : rows_bf16)((const vec(*)[2])y, n_rows, attention, to[part] + at);
+    }
+}
+
+INLINE void finish_tile(const struct layer *layer, const char *attended, const float *residual, float *out, long first,
+                        long n_rows, char *scratch, const int kind)
+{
+    const long attention = layer->n_heads * layer->width, hidden = layer->hidden;
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + panels(hidden) * PANEL;
+    vec(*words)[2] = inner + panels(layer->chunk) * PANEL;
+    (kind == FP32 ? columns_fp32 : columns_bf16)(attended + first * attention * (kind == FP32 ? 4 : 2), n_rows, attention, x);
+    columns_fp32((const char *)(residual + first * hidden), n_rows, hidden, y);
+    finish(layer, (const vec(*)[2])x, y, words, inner, n_rows > LANES ? 2 : 1, kind);
+    rows_fp32((const vec(*)[2])y, n_rows, hidden, (char *)(out + first * hidden));
+}
+
+/* hidden: [n_rows][hidden], float -> query, key and value: [n_rows][heads x width], bf16 in BF16 and INT8; the query scaled.
+   Half a tile is enough for the last LANES rows. */
+INLINE void project_rows(const struct layer *layer, const float *hidden, char *query, char *key, char *value, long n_rows,
+                         char *scratch, const int kind)
+{
+    char *const to[3] = {query, key, value};
+    for (long first = 0; first < n_rows; first += TILE)
+        project_tile(layer, hidden, to, first, n_rows - first < TILE ? n_rows - first : TILE, scratch, kind);
+}
+
+/* attended: [n_rows][heads x width], as above; residual and out: [n_rows][hidden], float. */
+INLINE void finish_rows(const struct layer *layer, const char *attended, const float *residual, float *out, long n_rows,
+                        char *scratch, const int kind)
+{
+    for (long first = 0; first < n_rows; first += TILE)
+        finish_tile(layer, attended, residual, out, first, n_rows - first < TILE ? n_rows - first : TILE, scratch, kind);
+}
+
+#define PROJECT                                                                                                                \
+    const struct layer *layer, const float *hidden, char *query, char *key, char *value, long n_rows, char *scratch
+#define FINISH_ROWS                                                                                                            \
+    const struct layer *layer, const char *attended, const float *residual, float *out, long n_rows, char *scratch
+
+void project_fp32(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, FP32); }
+void finish_fp32(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, FP32); }
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+void project_bf16(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, BF16); }
+void project_int8(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, INT8); }
+void finish_bf16(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, BF16); }
+void finish_int8(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, INT8); }
+#endif
+
+int panel(void) { return PANEL; }
