@@ -14,9 +14,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from flmrec_spark.lm import native
 from flmrec_spark.lm.families.registry import FAMILIES
 from flmrec_spark.lm.flops import Shape, pair_flops, shape_of, user_flops
 from flmrec_spark.lm.machine import describe, show, write
+from flmrec_spark.lm.machine import rate as measured_rate
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
@@ -186,23 +185,8 @@ class Run:
         }
 
     def measure(self, work: Callable[[int], Any], n_pairs: int, n_threads: int = 1) -> float:
-        """Pairs per second, after one call that is not counted; each call's result comes back to the CPU."""
-
-        def worked(first: int) -> int:
-            number = 0
-            if n_threads > 1:  # as Spark's tasks: every core works on a user of its own
-                torch.set_num_threads(1)
-            while True:
-                work(first + number)
-                number += 1
-                if time.perf_counter() - started >= self.arguments.seconds:
-                    return number
-
-        work(0)
-        started = time.perf_counter()
-        with ThreadPoolExecutor(n_threads) as pool:
-            done = sum(pool.map(worked, range(n_threads)))
-        return done * n_pairs / (time.perf_counter() - started)
+        """Pairs per second; each call's result comes back to the CPU."""
+        return measured_rate(work, n_pairs, seconds=self.arguments.seconds, n_threads=n_threads)
 
 
 def _stock_flops(shape: Shape, tokens: int) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,29 @@ def describe(device: str) -> dict[str, Any]:
         },
         "peak_gflops": {name: round(rate / 1e9) for name, rate in rates(device, kernel, seconds=0.5).items()},
     }
+
+
+def rate(work: Callable[[int], Any], n_pairs: int, *, seconds: float, n_threads: int = 1) -> float:
+    """Pairs per second of `work(number)`, which does `n_pairs`, after one call that is not counted.
+
+    With n_threads > 1 every thread works by itself with one thread of torch, as Spark's tasks do.
+    """
+
+    def worked(first: int) -> int:
+        number = 0
+        if n_threads > 1:
+            torch.set_num_threads(1)
+        while True:
+            work(first + number)
+            number += 1
+            if time.perf_counter() - started >= seconds:
+                return number
+
+    work(0)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(n_threads) as pool:
+        done = sum(pool.map(worked, range(n_threads)))
+    return done * n_pairs / (time.perf_counter() - started)
 
 
 def cpu_name() -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import scoring
-from flmrec_spark.lm import native
+from flmrec_spark.lm import machine, native
 
 NAMES = {
     "name",
@@ -57,7 +57,7 @@ def test_every_form_has_its_row(
 
 def test_a_rate_is_calls_times_pairs_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 2.0, 3.0, 4.0])  # the start, a look behind each of three calls, the end
-    monkeypatch.setattr(scoring.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(now))
     run = scoring.Run.__new__(scoring.Run)
     run.arguments = scoring._parse(["--seconds", "3"])
     calls: list[int] = []
