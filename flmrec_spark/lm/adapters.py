@@ -61,6 +61,21 @@ class Adapter:
     def _is_adaptive(self) -> bool:
         return isinstance(self.config, AdaLoraConfig)
 
+    def round_frozen(self) -> None:
+        """Keeps frozen products in bfloat16 where that changes no number, as in models that are published so.
+
+        For a training in bf16: autocast would round a frozen weight anew at each use, and keep every copy for the
+        backward pass. DoRA reads norms of the weights, so it keeps them as they are.
+        """
+        if self.config.peft_type == "LORA" and self.config.use_dora:
+            return
+        for module in self.tuner.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                weight: Any = module.get_base_layer().weight
+                rounded = weight.data.bfloat16()
+                if torch.equal(rounded.float(), weight.data):
+                    weight.data = rounded
+
     def penalty(self) -> Tensor | None:
         """AdaLoRA: how far P and Q are from orthogonal, to be added to the loss (Zhang et al. 2023, eq. 4)."""
         if not self._is_adaptive:
@@ -116,7 +131,8 @@ class Adapter:
 
 
 def merge(backbone: nn.Module) -> None:
-    """Adds every adapter to the weights that it stands beside and leaves the stock model, in place."""
+    """Adds every adapter to the weights that it stands beside and leaves the stock model in float32, in place."""
+    backbone.float()
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
