@@ -2,7 +2,7 @@
 
     python benchmarks/models.py [--model build/demo/model] [--shapes MiniLM-L6 ...] [--tiny] [--json FILE]
 
-Each shape is measured in fresh processes, whose largest resident memory is told; `rest` of it is there before any
+Each shape is measured in fresh processes, whose largest resident memory is told, the scoring's before the stock pair runs; `rest` of it is there before any
 model. A training step has B prefixes and G pairs of each, AdamW on all weights, or LoRA where the shape has half a
 billion. `pairs_per_s` counts the user's own states, `items_per_s` the states of an item, which are made once. The
 stock pair is the transformers forward on user and item together, in the same format and at its best batch size.
@@ -47,22 +47,24 @@ Row = dict[str, Any]
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     if arguments.measure is not None:
-        kind = {"training": measure_training, "scoring": measure_scoring, "stock": measure_stock}[arguments.measure]
+        kind = {"training": measure_training, "scoring": measure_scoring}[arguments.measure]
         rest = _peak_gib()
         print(json.dumps({"rest_gib": rest, **kind(arguments, arguments.shapes[0])}))
         return 0
     machine = describe("cpu")
-    rows = [shape_row(argv, name) for name in arguments.shapes]
+    rows: list[Row] = []
+    for name in arguments.shapes:
+        rows.append(shape_row(argv, name))
+        write(arguments.json, machine, rows)
     title = f"P = {arguments.user_tokens}, S = {arguments.item_tokens}, {arguments.precision}, {machine['cpu']}"
-    show(f"{title}, {machine['threads']} threads", rows)
-    write(arguments.json, machine, rows)
+    show(f"{title}, {machine['threads']} threads", [_told(row) for row in rows])
     return 0
 
 
 def shape_row(argv: Sequence[str], name: str) -> Row:
-    """One row of fresh processes: a training step, the segmented forms, the stock pair."""
+    """One row of two fresh processes: a training, and the segmented forms beside the stock pair."""
     found: Row = {}
-    for kind in ("training", "scoring", "stock"):
+    for kind in ("training", "scoring"):
         command = [sys.executable, __file__, *argv, "--shapes", name, "--measure", kind]
         path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
@@ -72,6 +74,25 @@ def shape_row(argv: Sequence[str], name: str) -> Row:
     stock = found["stock_pairs_per_s"]
     ratios = {f"ratio_{form}": found[f"{form}_pairs_per_s"] / stock for form in ("last", "first")}
     return {"name": name, **found, **ratios}
+
+
+def _told(row: Row) -> Row:
+    """A row as the table shows it; the JSON has all of it."""
+    named = {
+        "name": "name",
+        "M": "parameters_m",
+        "trained M": "trained_m",
+        "train GiB": "train_peak_gib",
+        "train/s": "train_examples_per_s",
+        "score GiB": "score_peak_gib",
+        "items/s": "items_per_s",
+        "last/s": "last_pairs_per_s",
+        "x stock": "ratio_last",
+        "first/s": "first_pairs_per_s",
+        "x stock ": "ratio_first",
+        "stock/s": "stock_pairs_per_s",
+    }
+    return {short: row[name] for short, name in named.items()}
 
 
 def measure_training(arguments: argparse.Namespace, name: str) -> Row:
@@ -126,10 +147,12 @@ def measure_scoring(arguments: argparse.Namespace, name: str) -> Row:
     del scorer
     few = items.take(np.arange(min(_EARLY_ITEMS, len(items))))
     scorer = _scorer(_model(arguments, name, "layer", 0), few, arguments.precision)
-    return found | {"first_pairs_per_s": _pairs_per_s(arguments, scorer, len(few))}
+    found["first_pairs_per_s"] = _pairs_per_s(arguments, scorer, len(few))
+    del scorer
+    return found | {"stock_pairs_per_s": _stock_pairs_per_s(arguments, name)}
 
 
-def measure_stock(arguments: argparse.Namespace, name: str) -> Row:
+def _stock_pairs_per_s(arguments: argparse.Namespace, name: str) -> float:
     """The best rate of whole pairs by the transformers model alone."""
     model = _model(arguments, name, "full", 0)
     model.backbone.to(DTYPES[arguments.precision])
@@ -141,7 +164,7 @@ def measure_stock(arguments: argparse.Namespace, name: str) -> Row:
         pair = [parts[0].long().expand(size, -1), parts[1].expand(size), parts[2].long(), parts[3]]
         with torch.inference_mode():
             rates.append(rate(lambda _, pair=pair: model.pair(*pair), size, seconds=arguments.seconds))  # type: ignore[misc]
-    return {"stock_pairs_per_s": max(rates), "stock_peak_gib": _peak_gib()}
+    return max(rates)
 
 
 def _model(arguments: argparse.Namespace, name: str, join: str, join_layer: int | None) -> SegmentedModel:
@@ -189,7 +212,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=int, default=3, help="of the training; the first is not counted")
     add("--seconds", type=float, default=2.0, help="measured time of each rate")
     add("--tiny", action="store_true", help="tiny models of each type, for a trial")
-    add("--measure", choices=("training", "scoring", "stock"), help=argparse.SUPPRESS)
+    add("--measure", choices=("training", "scoring"), help=argparse.SUPPRESS)
     add("--json", metavar="FILE")
     return parser.parse_args(argv)
 
