@@ -2,11 +2,12 @@
 
     python benchmarks/models.py [--model build/demo/model] [--shapes MiniLM-L6 ...] [--tiny] [--json FILE]
 
-Each shape is measured in fresh processes, whose largest resident memory is told, the scoring's before the stock pair runs; `rest` of it is there before any
-model. A training step has B prefixes and G pairs of each, AdamW on all weights, or LoRA where the shape has half a
-billion. `pairs_per_s` counts the user's own states, `items_per_s` the states of an item, which are made once. The
-stock pair is the transformers forward on user and item together, in the same format and at its best batch size.
-Weights are random, but of MiniLM-L6 with --model.
+Each shape is measured in two fresh processes, one that trains and one that scores, whose largest resident memory is
+told (that of scoring before the stock pair runs); `rest` of it is there before any model. A training step has B
+prefixes and G pairs of each, AdamW on all weights, or LoRA where the shape has half a billion. `pairs_per_s` counts
+the user's own states, `items_per_s` the states of an item, which are made once. `last` joins in the last layer, `first`
+in the first. The stock pair is the transformers forward on user and item together, in the same format and at its best
+batch size. Weights are random, but of MiniLM-L6 with --model.
 """
 
 from __future__ import annotations
