@@ -40,7 +40,7 @@ from flmrec_spark.lm.training import BiasTerms
 ADAPTED = {"Qwen2.5-0.5B", "Qwen3-0.6B"}
 _FIRST_ID, _LAST_ID = 1000, 2000  # in every vocabulary
 _STOCK_BATCHES = (8, 32)
-_EARLY_ITEMS = 64  # of a join at the first layer, whose pairs cost every layer
+_FEW = 64  # items whose states are made, and of a join at the first layer, whose pairs cost every layer
 
 Row = dict[str, Any]
 
@@ -136,21 +136,19 @@ def measure_training(arguments: argparse.Namespace, name: str) -> Row:
 
 def measure_scoring(arguments: argparse.Namespace, name: str) -> Row:
     """The last-layer join, with the memory that it took, then the join at the first layer."""
-    random = np.random.default_rng(1)
-    items = _block(random, arguments.items, arguments.item_tokens)
-    scorer = _scorer(_model(arguments, name, "layer", None), items, arguments.precision)
-    few = items.take(np.arange(min(128, len(items))))
-    started = time.perf_counter()
-    scorer.encode(few)
-    found: Row = {"items_per_s": len(few) / (time.perf_counter() - started)}
-    found["last_pairs_per_s"] = _pairs_per_s(arguments, scorer, len(items))
+    items = _block(np.random.default_rng(1), arguments.items, arguments.item_tokens)
+    few = items.take(np.arange(min(_FEW, len(items))))
+    found = _last_rates(arguments, name, items, few)
     found["score_peak_gib"] = _peak_gib()
-    del scorer
-    few = items.take(np.arange(min(_EARLY_ITEMS, len(items))))
     scorer = _scorer(_model(arguments, name, "layer", 0), few, arguments.precision)
     found["first_pairs_per_s"] = _pairs_per_s(arguments, scorer, len(few))
-    del scorer
     return found | {"stock_pairs_per_s": _stock_pairs_per_s(arguments, name)}
+
+
+def _last_rates(arguments: argparse.Namespace, name: str, items: TokenBlock, few: TokenBlock) -> Row:
+    scorer = _scorer(_model(arguments, name, "layer", None), items, arguments.precision)
+    made = rate(lambda _: scorer.encode(few), len(few), seconds=arguments.seconds)
+    return {"items_per_s": made, "last_pairs_per_s": _pairs_per_s(arguments, scorer, len(items))}
 
 
 def _stock_pairs_per_s(arguments: argparse.Namespace, name: str) -> float:
