@@ -7,7 +7,7 @@ What is saved is the stock model with the adapter merged, and the adapter beside
     DoRA     m * (W + alpha / r * B A) / norm       Liu et al. 2024
     AdaLoRA  W + alpha / r * P diag(e) Q            Zhang et al. 2023; small e are cut in the course of the training
 
-Prefix tuning is not offered: its keys and values are no part of a stock model's weights, so it cannot be merged.
+Prefix tuning is refused: its keys and values are no part of a stock model's weights, so it cannot be merged.
 """
 
 from __future__ import annotations
