@@ -42,7 +42,7 @@ def test_a_decoder_is_fine_tuned_with_lora_and_scored(tmp_path: Path, capfd: pyt
     save_tiny(tmp_path / "model", n_layers=2)
     tiny_config(tmp_path)
     file, common = tmp_path / "rows.json", ["--config", str(tmp_path / "config.yaml"), "--folder", str(tmp_path)]
-    assert lora.main([*common, "--tiny", "--steps", "2", "--json", str(file)]) == 0
+    assert lora.main([*common, "--tiny", "--items", "9", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [(row["part"], row["steps"]) for row in rows] == [("training", 2), ("scoring", None)]
     assert rows[1]["pairs_per_s"] > 0
