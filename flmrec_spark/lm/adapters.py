@@ -180,3 +180,9 @@ def n_parameters(backbone: nn.Module, settings: AdapterConfig) -> int:
     rank = math.ceil(1.5 * settings.rank) if settings.method == "adalora" else settings.rank
     products: list[Any] = [backbone.get_submodule(name) for name in _modules(backbone, settings)]
     return sum(rank * sum(product.weight.shape) for product in products)
+
+
+def n_adapted(backbone: nn.Module, settings: AdapterConfig) -> int:
+    """Weights of the products that get an adapter."""
+    products: list[Any] = [backbone.get_submodule(name) for name in _modules(backbone, settings)]
+    return sum(product.weight.numel() for product in products)

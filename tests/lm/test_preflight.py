@@ -13,6 +13,7 @@ from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.lm import preflight as memory
 from flmrec_spark.lm import starting, trainer, training
 from flmrec_spark.lm.dataset import read_tables
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data, load_segmenter
 from flmrec_spark.lm.preflight import estimate, step_shape
@@ -89,6 +90,25 @@ def test_activations_are_estimated_within_a_factor_of_two(world, model, is_lean)
     measured = kept(own)
     floats = memory.activation_floats(own.model.backbone.config, shape_of(config), config)
     assert 0.5 < 4 * floats / measured < 2.0
+
+
+def test_an_adapter_s_frozen_products_take_half_where_they_were_published_in_bf16(world):
+    def weights(method: str, precision: str) -> float:
+        config = tiny_config(world, finetune={"adapter": {"method": method, "rank": 2}})
+        return estimate(config, shape_of(config), precision=precision).weights
+
+    plain, n_products = weights("lora", "fp32"), 2 * (4 * 24 * 24 + 2 * 24 * 48)
+    assert weights("lora", "bf16") == plain + 4 * n_products  # rounded for the users and for the items
+    load_backbone(world / "model").bfloat16().save_pretrained(world / "model")
+    assert weights("lora", "bf16") == plain - 2 * n_products
+    assert weights("dora", "bf16") == weights("dora", "fp32") + 4 * n_products
+
+
+def test_a_teacher_s_weights_are_counted(world):
+    finetune(tiny_config(world, finetune={"max_steps": 1}))
+    own = tiny_config(world, finetune={"teacher": str(world / "checkpoint")})
+    more, alone = (estimate(config, shape_of(own), precision="fp32") for config in (own, tiny_config(world)))
+    assert more.weights == 2 * alone.weights
 
 
 def test_parts_and_processes_share_a_step(world):
