@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def arms(config: Config) -> list[Arm]:
     return [
         Arm("all layers", "all layers", precisions=every),
         Arm("half the layers", "all layers", half),
-        Arm("half the layers, taught by all", "all layers", half, teacher="all layers", precisions=every),
+        Arm("half the layers, taught by all", "all layers", half, teacher="all layers"),
         Arm("short: all layers", "short: all layers", is_short=True),
         Arm("short: full", "short: all layers", ("model.join=full",), precisions=("bf16",), is_short=True),
         Arm("short: all layers, taught by full", "short: all layers", teacher="short: full", is_short=True),
@@ -75,12 +75,14 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     run = Run(arguments)
     chosen = [arm for arm in arms(run.config) if arguments.only is None or arm.name in arguments.only]
-    rows = [row for arm in chosen for row in run.rows(arm)]
-    first = next((row["pairs_per_s"] for row in rows if row["pairs_per_s"]), None)
-    for row in rows:
-        row["ratio"] = None if first is None or row["pairs_per_s"] is None else row["pairs_per_s"] / first
+    rows: list[Row] = []
+    for arm in chosen:
+        for row in run.rows(arm):
+            first = rows[0] if rows else row
+            row["ratio"] = None if row["pairs_per_s"] is None else row["pairs_per_s"] / first["pairs_per_s"]
+            rows.append(row)
+            write(arguments.json, run.machine, rows)
     show(f"{run.machine['cpu']}, {run.machine['threads']} threads", [_told(row) for row in rows])
-    write(arguments.json, run.machine, rows)
     return 0
 
 
@@ -95,9 +97,10 @@ class Run:
         self.prepared = dataset.read_tables(self.config.tables.root)
         self.answers: dict[str, Answers] = {}
 
-    def rows(self, arm: Arm) -> list[Row]:
+    def rows(self, arm: Arm) -> Iterator[Row]:
         done = finetune(self.arm_config(arm))
-        return [self.row(arm, done, precision) for precision in arm.precisions]
+        for precision in arm.precisions:
+            yield self.row(arm, done, precision)
 
     def folder(self, name: str) -> Path:
         return Path(self.arguments.folder) / name.replace(" ", "_").replace(":", "").replace(",", "")
@@ -113,7 +116,7 @@ class Run:
 
     def row(self, arm: Arm, done: dict[str, object], precision: str) -> Row:
         found = checkpoint.load(self.folder(arm.name))
-        test = HeldOut.of(self.prepared, found)
+        test = HeldOut.of(self.prepared, found, self.arguments.users)
         model = found.model()
         ways: dict[str, Any] = {"precision": precision, "kernel": self.kernel, "packed": self.kernel is not None}
         scorer = Scorer(model, test.catalog.tokens, **ways)
@@ -178,12 +181,13 @@ class HeldOut:
     seen: dataset.Index  # sorted keys row's user * N + item
 
     @classmethod
-    def of(cls, prepared: Prepared, found: checkpoint.Checkpoint) -> HeldOut:
+    def of(cls, prepared: Prepared, found: checkpoint.Checkpoint, n_users: int) -> HeldOut:
         segmenter = found.segmenter()
         items = dataset.catalog(prepared.tables["items"], segmenter)
         user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
         rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids)
-        return cls(items, rows, dataset.seen(prepared, items, user_ids, splits=[c.TRAIN, c.VALID]))
+        chosen = np.sort(np.random.default_rng(1).permutation(len(rows))[:n_users])
+        return cls(items, rows.take(chosen), dataset.seen(prepared, items, user_ids, splits=[c.TRAIN, c.VALID]))
 
     def answers(self, scorer: Scorer, *, lists: bool) -> Answers:
         n_items, is_target = len(self.catalog.item_ids), self.rows.targets >= 0
@@ -229,6 +233,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--short-examples", type=int, default=16, help="user prefixes in their steps")
     add("--parts", nargs="+", choices=_PARTS, default=list(_PARTS), help="what is measured")
     add("--only", nargs="+", metavar="ARM", help="names of arms; the first is compared with")
+    add("--users", type=int, default=943, help="held-out users at most")
     add("--bootstrap", type=int, default=500, help="resamples of users")
     add("--seconds", type=float, default=3.0, help="measured time of each rate")
     add("--json", metavar="FILE")
