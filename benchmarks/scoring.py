@@ -6,7 +6,7 @@ Every form scores the same users of P tokens and items of S tokens. A user's sta
 already; `pairs alone` is what is left when the user's are there too. `fraction_of_peak` counts the useful operations
 of each form's own algorithm (`lm.flops`), on real tokens, against this machine's measured matrix product in the same
 precision. A shape without --model has random weights, and CrossEncoder, which needs a tokenizer, is left out. On a CUDA
-machine everything runs on the GPU in bf16, in every shape whose family is known.
+machine everything runs on the GPU in bf16, in several shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from flmrec_spark.lm import native
-from flmrec_spark.lm.families.registry import FAMILIES
+from flmrec_spark.lm.families.registry import ENCODER_DECODERS, FAMILIES
 from flmrec_spark.lm.flops import Shape, pair_flops, shape_of, user_flops
 from flmrec_spark.lm.machine import calls_per_second, describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
@@ -35,6 +35,7 @@ from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.shapes import SHAPES, load
 
 FIRST_ID, LAST_ID = 1000, 20000  # ids of whole words in BERT's English vocabulary
+ON_GPU = ("MiniLM-L6", "BERT-base", "Qwen3-0.6B")
 BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (128, 512, 2048)}
 
 Row = dict[str, Any]
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     ids = random.integers(FIRST_ID, LAST_ID, (arguments.items, arguments.item_tokens), dtype=np.int32)
     run = Run(arguments, machine, device, users, TokenBlock(ids, np.full(len(ids), arguments.item_tokens, np.int32)))
     rows: list[Row] = []
-    for name in arguments.shapes or (["MiniLM-L6"] if device == "cpu" else list(SHAPES)):
+    for name in arguments.shapes or (["MiniLM-L6"] if device == "cpu" else list(ON_GPU)):
         if SHAPES[name]["model_type"] in FAMILIES:
             rows += run.shape_rows(name)
         else:
@@ -222,11 +223,15 @@ def _onnx_int8(folder: Path, settings: dict[str, Any]) -> Any:
     )
 
 
+def _of_one_stack() -> list[str]:
+    return [name for name, values in SHAPES.items() if values["model_type"] not in ENCODER_DECODERS]
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scoring.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--model", metavar="FOLDER", help="pretrained model for the shape MiniLM-L6; else random weights")
-    add("--shapes", nargs="+", choices=SHAPES, help="MiniLM-L6 on a CPU, all on a GPU")
+    add("--shapes", nargs="+", choices=_of_one_stack(), help="MiniLM-L6 on a CPU")
     add("--precisions", nargs="+", choices=DTYPES, help="all on a CPU, bf16 on a GPU")
     add("--layers", nargs="+", type=int, metavar="L", help="values of join_layer; all of a small model")
     add("--user-tokens", type=int, default=100, metavar="P")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flmrec_spark.sections import Count, Section, Share
 
@@ -21,6 +21,16 @@ class AdapterConfig(Section):
     modules: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = Field(
         "auto", description="ends of module names, such as [query, value]; auto: every product in the layers"
     )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _mergeable(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower().startswith(("prefix", "prompt", "p_tuning", "p-tuning", "ptuning")):
+            raise ValueError(
+                f"got {value}, expected none, lora, dora or adalora: keys and values in front of a prompt are no part "
+                "of a stock model's weights, so they could not be merged into them"
+            )
+        return value
 
 
 class AugmentConfig(Section):

@@ -94,6 +94,15 @@ def test_every_fault_of_file_and_overrides_is_told_at_once(tmp_path: Path) -> No
         ("prepare.event_values={buy: 1}", "prepare.liked_at_least: got null, expected a worth"),
         ("prepare.interactions.table=x", "prepare.interactions: give either `path` or `table`"),
         ("tables.database=my-db; DROP", "tables.database: got 'my-db; DROP'"),
+        (
+            "finetune.adapter.method=prefix_tuning",
+            "finetune.adapter.method: got prefix_tuning, expected none, lora, dora or adalora: keys and values in "
+            "front of a prompt are no part of a stock model's weights, so they could not be merged into them",
+        ),
+        (
+            "finetune.adapter.method=ia3",
+            "finetune.adapter.method: got 'ia3', expected 'none', 'lora', 'dora' or 'adalora'",
+        ),
         ("finetune.negatives=0", "finetune: negatives: got 0, expected >= 1 as ranking_weight is above 0"),
     ],
 )

@@ -7,7 +7,7 @@ What is saved is the stock model with the adapter merged, and the adapter beside
     DoRA     m * (W + alpha / r * B A) / norm       Liu et al. 2024
     AdaLoRA  W + alpha / r * P diag(e) Q            Zhang et al. 2023; small e are cut in the course of the training
 
-Prefix tuning is not offered: its keys and values are no part of a stock model's weights, so it cannot be merged.
+Prefix tuning is refused: its keys and values are no part of a stock model's weights, so it cannot be merged.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ class Adapter:
     @property
     def _is_adaptive(self) -> bool:
         return isinstance(self.config, AdaLoraConfig)
+
+    def round_frozen(self) -> None:
+        """Keeps frozen products in bfloat16 where that changes no number, as in models that are published so.
+
+        For a training in bf16: autocast would round a frozen weight anew at each use, and keep every copy for the
+        backward pass. DoRA reads norms of the weights, so it keeps them as they are.
+        """
+        if self.config.peft_type == "LORA" and self.config.use_dora:
+            return
+        for module in self.tuner.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                weight: Any = module.get_base_layer().weight
+                rounded = weight.data.bfloat16()
+                if torch.equal(rounded.float(), weight.data):
+                    weight.data = rounded
 
     def penalty(self) -> Tensor | None:
         """AdaLoRA: how far P and Q are from orthogonal, to be added to the loss (Zhang et al. 2023, eq. 4)."""
@@ -116,7 +131,8 @@ class Adapter:
 
 
 def merge(backbone: nn.Module) -> None:
-    """Adds every adapter to the weights that it stands beside and leaves the stock model, in place."""
+    """Adds every adapter to the weights that it stands beside and leaves the stock model in float32, in place."""
+    backbone.float()
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
@@ -164,3 +180,9 @@ def n_parameters(backbone: nn.Module, settings: AdapterConfig) -> int:
     rank = math.ceil(1.5 * settings.rank) if settings.method == "adalora" else settings.rank
     products: list[Any] = [backbone.get_submodule(name) for name in _modules(backbone, settings)]
     return sum(rank * sum(product.weight.shape) for product in products)
+
+
+def n_adapted(backbone: nn.Module, settings: AdapterConfig) -> int:
+    """Weights of the products that get an adapter."""
+    products: list[Any] = [backbone.get_submodule(name) for name in _modules(backbone, settings)]
+    return sum(product.weight.numel() for product in products)

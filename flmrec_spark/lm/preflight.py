@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from flmrec_spark.config import Config
-from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import adapters
 from flmrec_spark.lm.dataset import Catalog, Examples
 from flmrec_spark.lm.layers import keep_layers
@@ -70,23 +70,30 @@ class Estimate:
 
 
 def estimate(config: Config, shape: StepShape, *, precision: str) -> Estimate:
-    """float32 weights with their copies, gradients, the optimizer's moments, and what the backward pass needs.
+    """Weights with their copies and a teacher's, gradients, the optimizer's moments, and what the backward pass needs.
 
     The model is built on torch's meta device, so nothing of its size is allocated.
     """
     backbone = _meta_model(config)
-    n_all = sum(parameter.numel() for parameter in backbone.parameters())
+    n_all = _n_parameters(backbone)
     settings = config.finetune
-    n_trained = n_all if settings.adapter.method == "none" else adapters.n_parameters(backbone, settings.adapter)
-    n_all += 0 if settings.adapter.method == "none" else n_trained
-    copies = 2 * n_all if precision == "bf16" else 0  # what autocast keeps of a step
+    has_adapter = settings.adapter.method != "none"
+    n_trained = adapters.n_parameters(backbone, settings.adapter) if has_adapter else n_all
+    n_all += n_trained if has_adapter else 0
+    weights = 4 * n_all
+    if precision == "bf16":  # what autocast keeps of a step; of frozen weights for the users and the items apart
+        n_products = adapters.n_adapted(backbone, settings.adapter) if has_adapter else n_all
+        is_rounded = has_adapter and settings.adapter.method != "dora" and _is_bf16(backbone)
+        weights += -2 * n_products if is_rounded else (4 if has_adapter else 2) * n_products
+    if settings.teacher is not None:
+        weights += 4 * _n_parameters(_meta(f"{settings.teacher}/backbone"))
     moments = 2 if settings.optimizer == "adamw" else 1
-    held = 4 * n_all  # a copy that is validated, or is written; at a time when there are no activations
+    # The copy that is validated, of an adapter's merged one; at a time when there are no activations.
+    held = (8 if has_adapter else 4) * n_all
     floats = activation_floats(backbone.config, shape, config)
     width = 3 if precision == "bf16" else 4
-    return Estimate(
-        4.0 * n_all + copies, 4.0 * n_trained, 4.0 * moments * n_trained, max(float(width * floats), float(held))
-    )
+    activations = max(float(width * floats), float(held))
+    return Estimate(float(weights), 4.0 * n_trained, 4.0 * moments * n_trained, activations)
 
 
 def activation_floats(model: Any, shape: StepShape, config: Config) -> float:
@@ -177,10 +184,27 @@ def _cache(used: Path) -> int:
     return sum(int(line.split()[1]) for line in lines if line.split()[0] in ("inactive_file", "total_inactive_file"))
 
 
-def _meta_model(config: Config) -> nn.Module:
-    found = AutoConfig.from_pretrained(config.model.path, local_files_only=True, trust_remote_code=False)
+def _meta(folder: str) -> nn.Module:
+    try:
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(f"{folder}: not loadable: {' '.join(str(fault).split())[:300]}") from fault
     with torch.device("meta"):
         backbone: nn.Module = AutoModel.from_config(found)  # type: ignore[no-untyped-call]
+    return backbone
+
+
+def _n_parameters(backbone: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in backbone.parameters())
+
+
+def _is_bf16(backbone: Any) -> bool:
+    """Whether the folder's config says that its weights are stored so."""
+    return str(getattr(backbone.config, "dtype", None)).endswith("bfloat16")
+
+
+def _meta_model(config: Config) -> nn.Module:
+    backbone = _meta(config.model.path)
     if config.model.keep_layers is not None:
         keep_layers(backbone, config.model.keep_layers)
     return backbone

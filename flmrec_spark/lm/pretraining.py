@@ -26,8 +26,9 @@ from transformers.utils import logging as hf_logging
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config, PretrainConfig
 from flmrec_spark.errors import CheckpointError, ConfigError
-from flmrec_spark.lm import checkpoint, dataset, folders, manifest
+from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
+from flmrec_spark.lm.loading import load_segmenter
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 from flmrec_spark.prompts import load_template
 
@@ -59,13 +60,7 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     key = manifest.text_digest("|".join(told))
     if not force and _read(target).get("fingerprint") == key:
         return {**_read(target), "status": "already done"}
-    segmenter = Segmenter(
-        checkpoint.load_tokenizer(source),
-        template,
-        user_tokens=config.prompts.user_tokens,
-        item_tokens=config.prompts.item_tokens,
-        history_length=config.prompts.history_length,
-    )
+    segmenter = load_segmenter(config)
     texts = read_texts(prepared, segmenter)
     torch.manual_seed(config.pretrain.seed)
     model, objective, is_new = load_language_model(source)

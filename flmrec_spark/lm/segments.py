@@ -151,7 +151,7 @@ class Segmenter:
         return self._marked(self._encode_all([text])[0][:room], self._user_marks)
 
     def answers(self) -> tuple[int, int]:
-        """First token of the template's answer for liked and of that for disliked.
+        """First token of the template's answer for liked and of that for disliked, behind a blank one that both have.
 
         Raises:
           ConfigError: the template has no answers, or both begin with the same token.
@@ -162,6 +162,8 @@ class Segmenter:
                 "prompts.template: got no `answer`, expected cue, liked and disliked for model.head: answer"
             )
         liked, disliked = self._encode_all([answer.liked, answer.disliked])
+        if liked[:1] == disliked[:1] and not self.tokenizer.decode(liked[:1]).strip():
+            liked, disliked = liked[1:], disliked[1:]  # a mark of a word's beginning, which no cue could hold
         if not liked or not disliked or liked[0] == disliked[0]:
             raise ConfigError(
                 f"prompts.template: answer: {answer.liked!r} and {answer.disliked!r} read as {liked} and {disliked}, "

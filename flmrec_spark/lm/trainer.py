@@ -75,6 +75,8 @@ class Trainer:
         if settings.adapter.method != "none":
             path, backbone = config.model.path, self.model.backbone
             self.adapter = Adapter(backbone, settings.adapter, folder=path, n_steps=self.n_steps)
+            if self.precision == "bf16":
+                self.adapter.round_frozen()
         self.model.to(self.device)
         self.bias = self._bias_terms(prepared, [c.TRAIN]).to(self.device)
         self.optimizer = training.optimizer(self.model, self.bias, settings)

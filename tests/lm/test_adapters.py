@@ -22,7 +22,7 @@ from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.trainer import Trainer
 from tests.prepared import tiny_config
-from tests.tiny import tiny_bert
+from tests.tiny import ENCODER_DECODERS, FAMILIES, tiny_bert, tiny_family
 
 # peft asks a transformers model for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -140,6 +140,40 @@ def test_a_checkpoint_holds_the_merged_model_and_the_adapter_under_its_manifest(
     assert json.loads((folder / "adapter/adapter_config.json").read_text())["peft_type"] == (
         "ADALORA" if method == "adalora" else "LORA"
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_every_family_s_products_are_adapted_and_merged(family, method):
+    inputs = {"input_ids": torch.arange(5, 25).view(2, 10)}
+    inputs |= {"decoder_input_ids": inputs["input_ids"]} if family in ENCODER_DECODERS else {}
+    before = tiny_family(family)(**inputs).last_hidden_state
+    backbone, _ = adapted(method, tiny_family(family))
+    expected = backbone(**inputs).last_hidden_state
+    assert float((expected - before).abs().max()) > 1e-3
+    adapters.merge(backbone)
+    assert set(backbone.state_dict()) == set(tiny_family(family).state_dict())
+    torch.testing.assert_close(backbone(**inputs).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("is_published_in_bf16", [True, False])
+def test_frozen_weights_are_kept_in_bf16_only_where_that_changes_nothing(
+    world, method, is_published_in_bf16, monkeypatch
+):
+    model = load_backbone(world / "model")
+    if is_published_in_bf16:
+        model.bfloat16().save_pretrained(world / "model")
+    settings = {**LONG, "precision": "bf16", "adapter": {"method": method, "rank": 2}}
+    config = tiny_config(world, finetune=settings)
+    own = Trainer(config, prepared := read_tables(config.tables.root), load_data(config, prepared))
+    kinds = {value.dtype for name, value in own.model.named_parameters() if "base_layer.weight" in name}
+    assert kinds == {torch.bfloat16 if is_published_in_bf16 and method != "dora" else torch.float32}
+    assert {value.dtype for value in own.served().parameters()} == {torch.float32}
+    digest = finetune(config)["digest"]
+    monkeypatch.setattr(Adapter, "round_frozen", lambda self: None)
+    assert finetune(config, force=True)["digest"] == digest  # to the last bit
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flmrec_spark.errors import ConfigError
@@ -73,7 +73,8 @@ def test_the_cue_and_the_marks_count_in_the_budget(family):
 histories = st.lists(st.builds(liked, st.text(alphabet="abcxyz", min_size=1, max_size=12)), min_size=1)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen3", "t5"])
+@pytest.mark.parametrize("family", LAYOUTS)
+@settings(max_examples=30)
 @given(history=histories, user_tokens=st.integers(min_value=16, max_value=60))
 def test_over_long_input_loses_its_oldest_history_alone(family, history, user_tokens):
     own = segmenter(family, user_tokens=user_tokens)
@@ -82,7 +83,7 @@ def test_over_long_input_loses_its_oldest_history_alone(family, history, user_to
     assert len(segment.ids) <= user_tokens
     kept = len(history) - segment.n_cut
     words = "".join(f" liked {entry.item['title']};" for entry in history[:kept])
-    end = [EOS] if family == "t5" else []
+    end = [EOS] if family in ENCODER_DECODERS else []
     assert segment.ids == [*STARTS.get(family, []), *tokens(family, "user: age: 7;" + words), *end]
     if kept < min(len(history), 6):  # the next older entry would not have fitted
         assert len(segment.ids) + len(tokens(family, f" liked {history[kept].item['title']};")) > user_tokens

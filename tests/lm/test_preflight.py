@@ -13,11 +13,13 @@ from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.lm import preflight as memory
 from flmrec_spark.lm import starting, trainer, training
 from flmrec_spark.lm.dataset import read_tables
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data, load_segmenter
 from flmrec_spark.lm.preflight import estimate, step_shape
 from flmrec_spark.lm.trainer import Trainer
 from tests.prepared import tiny_config
+from tests.tiny import FAMILIES, FULL_ONLY, save_family
 
 CPU = torch.device("cpu")
 FORMS: list[dict[str, object]] = [{"join_layer": 0}, {"join_layer": 1}, {"join_layer": 2}, {"join": "full"}]
@@ -26,6 +28,22 @@ FORMS: list[dict[str, object]] = [{"join_layer": 0}, {"join_layer": 1}, {"join_l
 def shape_of(config: Any, n_processes: int = 1) -> Any:
     data = load_data(config, read_tables(config.tables.root))
     return step_shape(config, data.train, data.catalog, n_processes)
+
+
+def kept(own: Trainer) -> int:
+    """Bytes that torch keeps of a step for its backward pass, without the weights."""
+    found: dict[int, int] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        found[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), training.attention("cpu"):
+        tokens = own.data.catalog.tokens
+        logits, _ = training.step_logits(own.model, own.bias, next(own.steps()), tokens, bias_dropout=0.0)
+    assert logits.requires_grad
+    weights = {weight.untyped_storage().data_ptr() for weight in own.model.parameters()}
+    return sum(size for place, size in found.items() if place not in weights)
 
 
 @pytest.mark.parametrize("method", ["none", "lora"])
@@ -43,6 +61,21 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(world, method):
     assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_of_every_family_are_estimated_within_a_factor_of_two(world, family):
+    for file in (world / "model").iterdir():
+        file.unlink()
+    save_family(world / "model", family, n_layers=2)
+    form: dict[str, object] = {"join": "full"} if family in FULL_ONLY else {}
+    settings: dict[str, object] = {"dropout": 0.0, "examples_per_step": 16}
+    config = tiny_config(world, "prompts.item_tokens=32", model=form, finetune=settings)
+    prepared = read_tables(config.tables.root)
+    data = load_data(config, prepared)
+    own = Trainer(config, prepared, data)
+    own.model.train()
+    assert 0.5 < 4 * memory.activation_floats(own.model.backbone.config, shape_of(config), config) / kept(own) < 2.0
+
+
 @pytest.mark.parametrize(
     ("model", "is_lean"),  # a lean `full` needs most while it computes a layer again, which is not kept
     [(model, is_lean) for model in FORMS for is_lean in (False, True) if not (is_lean and "join" in model)],
@@ -54,19 +87,28 @@ def test_activations_are_estimated_within_a_factor_of_two(world, model, is_lean)
     data = load_data(config, prepared)
     own = Trainer(config, prepared, data)
     own.model.train()
-    kept: dict[int, int] = {}
-
-    def keep(value: torch.Tensor) -> torch.Tensor:
-        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), training.attention("cpu"):
-        logits, _ = training.step_logits(own.model, own.bias, next(own.steps()), data.catalog.tokens, bias_dropout=0.0)
-    assert logits.requires_grad
-    weights = {weight.untyped_storage().data_ptr() for weight in own.model.parameters()}
-    measured = sum(size for place, size in kept.items() if place not in weights)
+    measured = kept(own)
     floats = memory.activation_floats(own.model.backbone.config, shape_of(config), config)
     assert 0.5 < 4 * floats / measured < 2.0
+
+
+def test_an_adapter_s_frozen_products_take_half_where_they_were_published_in_bf16(world):
+    def weights(method: str, precision: str) -> float:
+        config = tiny_config(world, finetune={"adapter": {"method": method, "rank": 2}})
+        return estimate(config, shape_of(config), precision=precision).weights
+
+    plain, n_products = weights("lora", "fp32"), 2 * (4 * 24 * 24 + 2 * 24 * 48)
+    assert weights("lora", "bf16") == plain + 4 * n_products  # rounded for the users and for the items
+    load_backbone(world / "model").bfloat16().save_pretrained(world / "model")
+    assert weights("lora", "bf16") == plain - 2 * n_products
+    assert weights("dora", "bf16") == weights("dora", "fp32") + 4 * n_products
+
+
+def test_a_teacher_s_weights_are_counted(world):
+    finetune(tiny_config(world, finetune={"max_steps": 1}))
+    own = tiny_config(world, finetune={"teacher": str(world / "checkpoint")})
+    more, alone = (estimate(config, shape_of(own), precision="fp32") for config in (own, tiny_config(world)))
+    assert more.weights == 2 * alone.weights
 
 
 def test_parts_and_processes_share_a_step(world):

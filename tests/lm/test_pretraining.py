@@ -18,11 +18,12 @@ from flmrec_spark.lm import pretraining
 from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
+from flmrec_spark.lm.loading import load_segmenter
 from flmrec_spark.lm.pretraining import MARK, pretrain, read_texts
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 from flmrec_spark.prompts import load_template
 from tests.prepared import tiny_config
-from tests.tiny import tiny_tokenizer
+from tests.tiny import DECODERS, ENCODER_DECODERS, FAMILIES, FULL_ONLY, save_family, tiny_tokenizer
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts/pretrain.py"
 TEXTS = TokenBlock(np.array([[2, 9, 10, 11, 3], [2, 12, 3, 0, 0]], dtype=np.int32), np.array([5, 3], dtype=np.int32))
@@ -62,6 +63,20 @@ def test_a_decoder_learns_the_next_token_with_the_head_that_it_has(world):
     assert done["last_loss"] < 0.7 * done["first_loss"]
     _, report = AutoModelForCausalLM.from_pretrained(world / "pretrained", output_loading_info=True)
     assert report["missing_keys"] == set()
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ENCODER_DECODERS])
+def test_every_encoder_and_decoder_reads_the_prompts_that_fine_tuning_asks(world, family):
+    for file in (world / "model").iterdir():
+        file.unlink()
+    save_family(world / "model", family, n_layers=2)
+    done: Any = pretrain(config(world, epochs=6))
+    assert done["objective"] == ("causal" if family in DECODERS else "masked")
+    assert done["last_loss"] < done["first_loss"]
+    own = ["prompts.item_tokens=32", *(["model.join=full"] if family in FULL_ONLY else [])]
+    settings = tiny_config(world, f"model.path={world / 'pretrained'}", "finetune.max_steps=1", *own)
+    assert finetune(settings)["status"] == "done"
+    assert load_segmenter(settings).items([{"title": "ab"}]) == load_segmenter(config(world)).items([{"title": "ab"}])
 
 
 def test_the_same_inputs_are_done_already_and_force_makes_the_same_again(world):

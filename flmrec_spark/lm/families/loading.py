@@ -71,7 +71,9 @@ def layout_of(folder: str | Path) -> Layout:
     if config.model_type in DECODERS:
         return Layout("decoder")
     if config.model_type in ENCODER_DECODERS:
-        return Layout("encoder-decoder", int(config.decoder_start_token_id or 0))
+        return Layout(
+            "encoder-decoder", int(getattr(config, "decoder_start_token_id", None) or config.pad_token_id or 0)
+        )
     return Layout("encoder")
 
 

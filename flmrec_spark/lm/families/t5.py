@@ -1,7 +1,8 @@
 """T5, mT5: the encoder reads the user, the decoder reads the item and looks at the user by cross-attention.
 
 A decoder layer has its own attention, then the cross-attention, then the feed-forward, each added to the residual. So
-an item's own tokens are no keys of the joined attention: what `Begun` holds of them weighs nothing.
+an item's own tokens are no keys of the joined attention: what `Begun` holds of them weighs nothing. `join: full` is the
+plain form of such models: the whole prompt goes in, and the answer is read at the decoder's first token.
 """
 
 from __future__ import annotations
@@ -70,14 +71,27 @@ class T5:
         return None
 
     def pair(self, user: tuple[Tensor, Tensor, Tensor], item: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The plain form: the encoder reads the whole prompt, the decoder its start alone, which all item tokens get.
+
+        So the user's end mark moves behind the item, and the item's first token, the start, is the decoder's.
+        """
+        words, padded = torch.cat([user[0], item[0]], dim=1), torch.cat([user[1], item[1]], dim=1)
+        n_user, end = user[0].shape[1], words.shape[1]
+        places = torch.arange(end, device=words.device).repeat(len(words), 1)  # (B, P + S)
+        places.scatter_(1, (~user[1]).sum(1, keepdim=True) - 1, end)
+        padded[:, n_user] = True
+        places = places.masked_fill(padded, end + 1)
+        order = places.argsort(dim=1, stable=True)
+        seen = places.gather(1, order) <= end
         output = self.backbone(
-            inputs_embeds=user[0],
-            attention_mask=(~user[1]).long(),
-            decoder_inputs_embeds=item[0],
-            decoder_attention_mask=(~item[1]).long(),
+            inputs_embeds=words.gather(1, order[..., None].expand_as(words)),
+            attention_mask=seen.long(),
+            decoder_inputs_embeds=item[0][:, :1],
             use_cache=False,
         )
-        return output.encoder_last_hidden_state, output.last_hidden_state
+        read = output.encoder_last_hidden_state
+        read = read.gather(1, order.argsort(dim=1)[..., None].expand_as(read))
+        return read[:, :n_user], output.last_hidden_state.expand(-1, item[0].shape[1], -1)
 
     def _block(self, layer: int) -> Any:
         return self.backbone.decoder.block[layer]

@@ -119,7 +119,25 @@ def test_t5_joined_from_the_first_layer_is_the_stock_model(family):
             torch.testing.assert_close(logits(model, [user], [item])[0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", [*DECODERS, *ENCODER_DECODERS])
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@settings(max_examples=10)
+@given(users=st.lists(prefixes, min_size=1, max_size=3), items=st.lists(segments, min_size=1, max_size=3))
+@torch.inference_mode()
+def test_the_full_t5_is_the_stock_model_on_the_plain_prompt(family, users, items):
+    """The user's end mark stands behind the item, whose first token is the decoder's."""
+    model = segmented(family, "full", 0)
+    expected = torch.zeros(len(users), len(items))
+    for row, user in enumerate(users):
+        for column, item in enumerate(items):
+            prompt = torch.tensor([user[:-1] + item[1:] + user[-1:]])
+            output = model.backbone(input_ids=prompt, decoder_input_ids=torch.tensor([item[:1]]))
+            read = output.encoder_last_hidden_state[0]
+            own = torch.cat([read[: len(user) - 1], read[-1:]])
+            expected[row, column] = model.head(output.last_hidden_state[0, 0], own.mean(0))
+    torch.testing.assert_close(logits(model, users, items), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", DECODERS)
 @torch.inference_mode()
 def test_joined_from_the_first_layer_a_causal_model_is_its_own_reference(family):
     joined, full = segmented(family, "layer", 0), segmented(family, "full", 0)

@@ -66,6 +66,22 @@ def test_an_untrained_answer_head_is_the_stock_models_yes_minus_no(family, tmp_p
     assert own_logit(build(tmp_path)[0], USER, ITEM) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@torch.inference_mode()
+def test_the_plain_form_answers_a_whole_prompt_with_one_token(family, tmp_path: Path):
+    """Prompt in, answer out, as such models are asked outside of recommendation."""
+    save_family(tmp_path, family)
+    model, segmenter = build(tmp_path, join="full")
+    end = segmenter.tokenizer.eos_token_id
+    text = segmenter.tokenizer("ab liked c;", add_special_tokens=False)["input_ids"]
+    user, (asked,) = [*text, end], segmenter.item_texts(["abc"])
+    prompt = torch.tensor([[*text, *asked[1:], end]])
+    stock = of_language(tmp_path, family)(input_ids=prompt, decoder_input_ids=torch.tensor([[0]])).logits[0, -1]
+    yes, no = segmenter.answers()
+    parts = (torch.tensor([user]), torch.tensor([len(user)]), torch.tensor([asked]), torch.tensor([len(asked)]))
+    assert float(model.pair(*parts)) == pytest.approx(float(stock[yes] - stock[no]), rel=1e-4, abs=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "t5", "mt5"])
 def test_an_untied_head_in_shards_is_read_from_them(family, tmp_path: Path):
     auto = AutoModelForCausalLM if family in DECODERS else AutoModelForSeq2SeqLM
