@@ -260,7 +260,7 @@ def test_lists_that_fail_their_audit_leave_the_published_table_as_it_was(
 
 def test_a_model_that_answers_nan_publishes_nothing(world: Path, capsys: Capture) -> None:
     head = load_file(world / "checkpoint/head.safetensors")
-    save_file({**head, "offset": head["offset"] * float("nan")}, world / "checkpoint/head.safetensors")
+    save_file({**head, "rating.offset": head["rating.offset"] * float("nan")}, world / "checkpoint/head.safetensors")
     (world / "checkpoint/manifest.json").unlink()
     manifest.write(world / "checkpoint")
     assert run(world) == 6

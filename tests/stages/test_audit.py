@@ -43,7 +43,8 @@ def rows(changes: dict[tuple[str, int], tuple[str, float | None] | None] | None 
 
 def counted(spark: SparkSession, lists: Rows, prompts: list[Any] | None = None) -> dict[str, int]:
     full = [
-        (user, rank, item, score, True, 0, None if rank else scores.NO_CANDIDATES) for user, rank, item, score in lists
+        (user, rank, item, score, score, True, 0, None if rank else scores.NO_CANDIDATES)
+        for user, rank, item, score in lists
     ]
     top_n = spark.createDataFrame(full, scores.OUTPUT).coalesce(1)
     schema = "user_id string, listed string, excluded array<string>, candidates array<string>"
@@ -152,13 +153,13 @@ def test_lists_over_a_cap_are_counted_by_the_rule_that_chose_them(
     config = DiversityConfig(caps={"kind of": most}, separators=separators)
     every = [list(part) for size in (2, 3, 4) for part in itertools.combinations(range(len(values)), size)]
     full = [
-        (f"u{user}", rank, str(item), 0.5, True, 0, None)
+        (f"u{user}", rank, str(item), 0.5, 0.5, True, 0, None)
         for user, part in enumerate(every)
         for rank, item in enumerate(part, 1)
     ]
     items = spark.createDataFrame(list(enumerate(values)), f"item_id int, `kind of` {kind}")
     items = items.withColumn("item_id", items.item_id.cast("string")).coalesce(1)
-    top_n = spark.createDataFrame([*full, ("none", 0, None, None, True, 0, "why")], scores.OUTPUT).coalesce(1)
+    top_n = spark.createDataFrame([*full, ("none", 0, None, None, None, True, 0, "why")], scores.OUTPUT).coalesce(1)
     (frame,) = audit.cap_counts(top_n, items, config)
     held = [Counter(value for item in part for value in values_of(values[item], separator)) for part in every]
     expected = sum(max(own.values(), default=0) > most for own in held)

@@ -9,11 +9,11 @@ from flmrec_spark.stages import scores, top_n
 from flmrec_spark.tables import schemas
 
 ROWS = [
-    ("u'1", 2, "b", 0.5, True, 0, None),
-    ("u'1", 1, "a", 0.9, True, 0, None),
-    ("u'1", 3, "c", 0.1, True, 0, None),
-    ("007", 1, "a", 0.3, False, 2, None),
-    ("none", 0, None, None, True, 1, "no item left to list"),
+    ("u'1", 2, "b", 0.5, 0.6, True, 0, None),
+    ("u'1", 1, "a", 0.9, 0.4, True, 0, None),
+    ("u'1", 3, "c", 0.1, 0.2, True, 0, None),
+    ("007", 1, "a", 0.3, None, False, 2, None),
+    ("none", 0, None, None, None, True, 1, "no item left to list"),
 ]
 
 
@@ -31,9 +31,9 @@ def test_staged_rows_fit_the_table_top_n(staged: DataFrame) -> None:
 def test_published_is_the_head_of_each_list_with_a_users_rows_in_order(staged: DataFrame) -> None:
     rows = schemas.RECOMMENDATIONS.select(top_n.published(staged, n=2)).collect()
     assert [tuple(row) for row in rows] == [
-        ("007", 1, "a", 0.3, False, "run '1'"),
-        ("u'1", 1, "a", 0.9, True, "run '1'"),
-        ("u'1", 2, "b", 0.5, True, "run '1'"),
+        ("007", 1, "a", 0.3, None, False, "run '1'"),
+        ("u'1", 1, "a", 0.9, 0.4, True, "run '1'"),
+        ("u'1", 2, "b", 0.5, 0.6, True, "run '1'"),
     ]
 
 

@@ -44,7 +44,7 @@ def test_first_commit_carries_rows_constraints_and_metadata_at_once(spark: Spark
     assert not tables.exists("recommendations")
     tables.replace(RECOMMENDATIONS, lists(spark, TWO), {"run_id": "run 1"})
     first = log_of(tables, "recommendations")[0].read_text()
-    for name in ("rank_from_1", "score_is_probability", "user_id_given"):
+    for name in ("rank_from_1", "score_in_unit", "user_id_given"):
         assert f"delta.constraints.{name}" in first
     assert '"add":' in first
     assert len(changes(tables, "recommendations")) == 1
@@ -96,8 +96,8 @@ def test_replace_rows_leaves_the_other_runs_alone(spark: SparkSession, tables: T
     ("row", "broken"),
     [
         (("u", 0, "x", 0.5), "rank_from_1"),
-        (("u", 1, "x", 1.5), "score_is_probability"),
-        (("u", 1, "x", float("nan")), "score_is_probability"),
+        (("u", 1, "x", 1.5), "score_in_unit"),
+        (("u", 1, "x", float("nan")), "score_in_unit"),
         ((None, 1, "x", 0.5), "user_id_given"),
     ],
 )
