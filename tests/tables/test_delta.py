@@ -19,16 +19,16 @@ from flmrec_spark.tables.schemas import RECOMMENDATIONS, TOP_N, TableSchema
 
 Row = tuple[str, int, str, float]
 TWO: list[Row] = [("007", 1, "ä b", 0.9), ("007", 2, "q\"'", 0.5)]
-COLUMNS = "user_id string, rank int, item_id string, score double, has_history boolean, run_id string"
+COLUMNS = "user_id string, rank int, item_id string, score double, probability double, has_history boolean, run_id string"
 
 
 def lists(spark: SparkSession, rows: list[Row], run_id: str = "run 1") -> DataFrame:
-    return spark.createDataFrame([(*row, True, run_id) for row in rows], COLUMNS)
+    return spark.createDataFrame([(*row, 0.5, True, run_id) for row in rows], COLUMNS)
 
 
 def staged(spark: SparkSession, rows: list[Row], run_id: str) -> DataFrame:
     schema = T.StructType([T.StructField(column.name, column.type) for column in TOP_N.columns])
-    return spark.createDataFrame([(run_id, *row, True, 0, None) for row in rows], schema)
+    return spark.createDataFrame([(run_id, *row, 0.5, True, 0, None) for row in rows], schema)
 
 
 def log_of(tables: Tables, name: str) -> list[Path]:
