@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from flmrec_spark.lm.families.base import PostNorm
+from flmrec_spark.lm.families.post_norm import PostNorm
 from flmrec_spark.lm.model import ItemStates
 from flmrec_spark.lm.native import Kernel, address
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from flmrec_spark.lm.families.post_norm import LayerKernel, PostNorm
 from flmrec_spark.lm.native import Kernel
 
 USER, ITEM = 0, 1  # segment ids
@@ -40,32 +41,6 @@ class UserLayers:
     keys: list[Tensor]  # per joined layer (B, K, P, E)
     values: list[Tensor]  # per joined layer (B, K, P, E)
     hidden: Tensor  # (B, P, D): last hidden states
-
-
-@dataclass(frozen=True)
-class PostNorm:
-    """A layer's parts: behind its attention norm(residual + out(x)), and the same around outer(gelu(inner(x)))."""
-
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    out: nn.Linear
-    first: nn.LayerNorm
-    inner: nn.Linear
-    outer: nn.Linear
-    second: nn.LayerNorm
-
-
-class LayerKernel(Protocol):
-    """Such a layer by the kernel in C (`lm.fused`). Hidden states are float32, attention's bf16 but in fp32."""
-
-    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden (.., D) -> scaled query, key and value, each (.., H * E)."""
-        ...
-
-    def finish(self, residual: Tensor, attended: Tensor, *, feed_forward: bool) -> Tensor:
-        """As `Family.finish`."""
-        ...
 
 
 class PairFamily(Protocol):

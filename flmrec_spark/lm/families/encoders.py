@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flmrec_spark.lm.families.base import ITEM, USER, PostNorm, SelfJoined, split_heads
+from flmrec_spark.lm.families.base import ITEM, USER, SelfJoined, split_heads
+from flmrec_spark.lm.families.post_norm import PostNorm
 
 
 class Bert(SelfJoined):

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from flmrec_spark.lm.families.base import (
     UNBOUNDED,
     Begun,
-    PostNorm,
     UserLayers,
     later_keys,
     merge_heads,
     score_token,
     split_heads,
 )
+from flmrec_spark.lm.families.post_norm import PostNorm
 from flmrec_spark.lm.native import Kernel
 
 
