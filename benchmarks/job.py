@@ -218,8 +218,8 @@ def seconds_per_user(folder: Path, items: list[dict[str, Any]], users: Sequence[
     found = checkpoint.read(folder)
     segmenter = found.segmenter()
     segments = [segment for segment in segmenter.items(items) if segment]
-    ways: dict[str, Any] = {"precision": precision, "packed": can_pack(), "kernel": native.load(native.build())}
-    scorer = Scorer(found.model(), segmenter.block(segments), **ways)
+    means: dict[str, Any] = {"packed": can_pack(), "kernel": native.load(native.build())}
+    scorer = Scorer(found.model(), segmenter.block(segments), precision=precision, **means)
 
     def work(profile: dict[str, Any], history: list[dict[str, Any]]) -> None:
         user = segmenter.user(profile, [Interaction(item, True) for item in history])
@@ -235,11 +235,10 @@ def seconds_per_user(folder: Path, items: list[dict[str, Any]], users: Sequence[
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = (parser := argparse.ArgumentParser(prog="job.py", description=__doc__.split("\n")[0])).add_argument
     add("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=f"some of {', '.join(CASES)}")
-    add("--users", type=int, default=6040)
-    add("--items", type=int, default=3706)
+    for name, size in (("--users", 6040), ("--items", 3706), ("--cores", os.cpu_count() or 1)):
+        add(name, type=int, default=size)
     add("--scaling-items", type=int, default=500, help="items of the cases users1, users2 and users4")
     add("--n", type=int, default=100, help="length of a list")
-    add("--cores", type=int, default=os.cpu_count() or 1, help="of base, attention and users*")
     add("--precision", default="auto", choices=("auto", *DTYPES))
     add("--tiny", action="store_true", help="a tiny model of random weights, to try the script")
     add("--json", metavar="FILE")

@@ -25,7 +25,7 @@ import torch
 
 from flmrec_spark.lm import native
 from flmrec_spark.lm.families.registry import ENCODER_DECODERS, FAMILIES
-from flmrec_spark.lm.flops import Shape, pair_flops, shape_of, user_flops
+from flmrec_spark.lm.flops import pair_flops, shape_of, user_flops
 from flmrec_spark.lm.machine import calls_per_second, describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.native import Kernel
@@ -66,12 +66,7 @@ class Run:
     """One machine, one set of users and items."""
 
     def __init__(
-        self,
-        arguments: argparse.Namespace,
-        machine: dict[str, Any],
-        device: str,
-        users: list[list[int]],
-        items: TokenBlock,
+        self, arguments: argparse.Namespace, machine: Row, device: str, users: list[list[int]], items: TokenBlock
     ) -> None:
         self.arguments, self.machine, self.device = arguments, machine, device
         self.users, self.items = users, items
@@ -93,8 +88,8 @@ class Run:
     def own_rows(self, name: str, folder: str | None) -> Iterator[Row]:
         """Each form of this project; users are encoded and items scored, items' own states are there already."""
         n_layers = load(name, folder).config.num_hidden_layers
-        early = range(n_layers + 1) if n_layers <= 6 else (0, n_layers // 2, n_layers - 1, n_layers)
-        early = self.arguments.layers or early
+        some = range(n_layers + 1) if n_layers <= 6 else (0, n_layers // 2, n_layers - 1, n_layers)
+        early = self.arguments.layers or some
         for join, layer in [*[("layer", layer) for layer in early], ("attention", n_layers - 1)]:
             for precision in self.precisions:
                 if precision != "int8":
@@ -131,7 +126,7 @@ class Run:
             backbone = load(name, folder).to(self.device, DTYPES[precision])
             rates = [self.measure(self.pairs_of(backbone, size), size) for size in BATCHES[self.device]]
             shape = shape_of(backbone.config, join="full", join_layer=0)
-            yield self.row("stock forward", precision, "full", None, max(rates), _stock_flops(shape, tokens))
+            yield self.row("stock forward", precision, "full", None, max(rates), float(pair_flops(shape, tokens, 0.0)))
 
     def pairs_of(self, backbone: Any, size: int) -> Callable[[int], Any]:
         """A function of a number that runs `size` pairs of one user through the stock model."""
@@ -203,12 +198,8 @@ class Run:
 
     def measure(self, work: Callable[[int], Any], n_pairs: int, n_threads: int = 1) -> float:
         """Pairs per second; each call's result comes back to the CPU."""
-        clock = time.thread_time if self.arguments.cpu_time else time.perf_counter
+        clock = time.process_time if self.arguments.cpu_time else time.perf_counter
         return n_pairs * calls_per_second(work, self.arguments.seconds, n_threads=n_threads, clock=clock)
-
-
-def _stock_flops(shape: Shape, tokens: int) -> float:
-    return float(pair_flops(shape, tokens, 0.0))
 
 
 def _onnx_int8(folder: Path, settings: dict[str, Any]) -> Any:
@@ -218,9 +209,8 @@ def _onnx_int8(folder: Path, settings: dict[str, Any]) -> Any:
     plain = CrossEncoder(str(folder), backend="onnx", **settings)
     export_dynamic_quantized_onnx_model(plain, "avx512_vnni", str(folder))
     (file,) = folder.rglob("*qint8*.onnx")
-    return CrossEncoder(
-        str(folder), backend="onnx", model_kwargs={"file_name": str(file.relative_to(folder))}, **settings
-    )
+    settings = {**settings, "model_kwargs": {"file_name": str(file.relative_to(folder))}}
+    return CrossEncoder(str(folder), backend="onnx", **settings)
 
 
 def _of_one_stack() -> list[str]:

@@ -53,7 +53,7 @@ class Scorer:
       tokens: item segments, N rows; none for a scorer that only encodes.
       item_bias: learned offsets, float64 (N,); zeros where there are none.
       packed: multiply with `kernels.PackedLinear`, on a CPU; in a copy of the model.
-      kernel: attend with it in a last-layer join, on a CPU, where it fits the model.
+      kernel: on a CPU, for whole layers or for attention, whichever fits the model.
       states: item states saved by an earlier scorer of the same model and items.
     """
 
@@ -82,8 +82,7 @@ class Scorer:
         if model.join != "full":
             family: Any = self.model.family
             self.attention = attention_of(self.kernel, self.dtype, family.head_size)
-            layers = fused_layers(family, self.kernel, precision)
-            family.kernel, family.fused = self.kernel, layers
+            family.kernel, family.fused = self.kernel, (layers := fused_layers(family, self.kernel, precision))
         self.fused = FusedLast(layers[-1], feed_forward=model.join == "layer") if layers and self.is_last else None
         if layers is None:
             self._convert(precision, packed)
@@ -95,12 +94,10 @@ class Scorer:
             found = item_states.load(states, self.device)
         elif model.join != "full" and len(tokens):
             found = self._laid_out(self.encode(tokens))
-        bias = np.zeros(len(tokens)) if item_bias is None else item_bias
-        self.items = ItemPart(tokens, found, bias)
+        self.items = ItemPart(tokens, found, np.zeros(len(tokens)) if item_bias is None else item_bias)
         self.early = early_join_of(self.model, self.kernel, found)
 
     def _convert(self, precision: str, packed: bool) -> None:
-        """The model's own layers, where no kernel has the whole of them."""
         self.model.backbone.to(self.dtype)
         if precision == "int8":
             if self.kernel is None:
@@ -246,5 +243,5 @@ class Scorer:
 
     def _keys(self, user: UserStates) -> tuple[Tensor, Tensor]:
         """Keys and values (H, P, E) of the last layer."""
-        keys, values = (expanded(part[0][0], self.model.family.n_heads) for part in (user.keys, user.values))
-        return keys, values
+        n_heads = self.model.family.n_heads
+        return expanded(user.keys[0][0], n_heads), expanded(user.values[0][0], n_heads)

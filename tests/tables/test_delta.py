@@ -19,7 +19,9 @@ from flmrec_spark.tables.schemas import RECOMMENDATIONS, TOP_N, TableSchema
 
 Row = tuple[str, int, str, float]
 TWO: list[Row] = [("007", 1, "ä b", 0.9), ("007", 2, "q\"'", 0.5)]
-COLUMNS = "user_id string, rank int, item_id string, score double, probability double, has_history boolean, run_id string"
+COLUMNS = (
+    "user_id string, rank int, item_id string, score double, probability double, has_history boolean, run_id string"
+)
 
 
 def lists(spark: SparkSession, rows: list[Row], run_id: str = "run 1") -> DataFrame:

@@ -1,4 +1,4 @@
-"""A layer that normalises after each residual, as BERT and its kin have, and such a layer by the kernel in C."""
+"""A layer that normalises after each residual, as BERT's kind of encoder has it: its parts, and its kernel's form."""
 
 from __future__ import annotations
 
