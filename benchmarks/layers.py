@@ -66,8 +66,8 @@ def rows_of(folder: str | None, precision: str) -> Iterator[dict[str, Any]]:
             print(f"{precision}: left out: no kernel for it here", file=sys.stderr)
             return
         shape = shape_of(backbone.config, join=join, join_layer=last)
-        ids = torch.from_numpy(random.integers(1000, 20000, (1, N_USER)))
-        user = ids, torch.tensor([N_USER])
+        words = torch.from_numpy(random.integers(1000, 20000, (1, N_USER)))
+        user = words, torch.tensor([N_USER])
         if join == "layer":
             yield from user_rows(row, family, kernel, user[0])
             yield row("user, all layers", partial(scorer.model.encode_users, *user), user_flops(shape, N_USER))
