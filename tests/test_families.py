@@ -66,7 +66,7 @@ def test_a_family_goes_through_every_step(spark: SparkSession, prepared: Path, t
         assert main(["--config", config]) == 0
     rows = DeltaTable(str(prepared / "tables" / "recommendations")).to_pyarrow_table().to_pylist()
     assert {row[c.USER_ID] for row in rows} == set(USERS)
-    listed = {row[c.ITEM_ID]: row[c.SCORE] for row in rows if row[c.USER_ID] == ASKED}
+    listed = {row[c.ITEM_ID]: row[c.PROBABILITY] for row in rows if row[c.USER_ID] == ASKED}
     expected = expected_scores(tmp_path / "checkpoint")
     assert listed == pytest.approx({item: expected[item] for item in listed}, abs=2e-5)
     assert set(listed) == set(sorted(expected, key=lambda item: -expected[item])[:3])
