@@ -133,7 +133,7 @@ def test_the_full_t5_is_the_stock_model_on_the_plain_prompt(family, users, items
             output = model.backbone(input_ids=prompt, decoder_input_ids=torch.tensor([item[:1]]))
             read = output.encoder_last_hidden_state[0]
             own = torch.cat([read[: len(user) - 1], read[-1:]])
-            expected[row, column] = model.head(output.last_hidden_state[0, 0], own.mean(0))
+            expected[row, column] = model.rating(output.last_hidden_state[0, 0], own.mean(0))
     torch.testing.assert_close(logits(model, users, items), expected, rtol=1e-5, atol=1e-5)
 
 

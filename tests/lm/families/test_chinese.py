@@ -93,13 +93,13 @@ def test_xlm_r_on_chinese_equals_the_stock_layers_on_each_pair(tmp_path: Path, j
     segmenter = load_segmenter(settings)
     model = build_model(settings, segmenter).eval()
     torch.manual_seed(3)
-    for weight in (model.item_weight, model.user_weight):
+    for weight in (model.rating.item_weight, model.rating.user_weight):
         weight.data.normal_()
     user = segmenter.user({"年龄": 23}, HISTORY).ids
     expected = []
     for item in segmenter.items(ITEMS):
         own, other = stock_pair(model.backbone, user, item, join_layer=join_layer, item_position=64)
-        expected.append(float(model.head(other[0], own.mean(0))))
+        expected.append(float(model.rating(other[0], own.mean(0))))
     np.testing.assert_allclose(logits(model, segmenter), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm.families.loading import layout_of, load_backbone, weights_file
 from flmrec_spark.lm.loading import load_segmenter
+from flmrec_spark.lm.model import Segment
 from flmrec_spark.lm.segments import Layout
 from flmrec_spark.lm.starting import build_model
 from flmrec_spark.prompts import load_template
@@ -78,8 +79,8 @@ def test_the_plain_form_answers_a_whole_prompt_with_one_token(family, tmp_path: 
     prompt = torch.tensor([[*text, *asked[1:], end]])
     stock = of_language(tmp_path, family)(input_ids=prompt, decoder_input_ids=torch.tensor([[0]])).logits[0, -1]
     yes, no = segmenter.answers()
-    parts = (torch.tensor([user]), torch.tensor([len(user)]), torch.tensor([asked]), torch.tensor([len(asked)]))
-    assert float(model.pair(*parts)) == pytest.approx(float(stock[yes] - stock[no]), rel=1e-4, abs=1e-5)
+    pair = [Segment(torch.tensor([ids]), torch.tensor([len(ids)])) for ids in (user, asked)]
+    assert float(model.rating(*model.pair(*pair))) == pytest.approx(float(stock[yes] - stock[no]), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "mt5"])

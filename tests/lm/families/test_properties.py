@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flmrec_spark.lm import native
 from flmrec_spark.lm.kernels import can_pack
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from tests.lm.families.test_base import FORMS, padded, prefixes, segmented, segments
@@ -37,8 +37,8 @@ def grid_of(model: SegmentedModel, users: tuple[Tensor, Tensor], items: tuple[Te
     n_users, n_items = len(users[0]), len(items[0])
     if model.join == "full":
         row, column = torch.arange(n_users).repeat_interleave(n_items), torch.arange(n_items).repeat(n_users)
-        found = model.pair(users[0][row], users[1][row], items[0][column], items[1][column])
-        return found.view(n_users, n_items).numpy()
+        pairs = Segment(users[0][row], users[1][row]), Segment(items[0][column], items[1][column])
+        return model.rating(*model.pair(*pairs)).view(n_users, n_items).numpy()
     grid = torch.arange(n_items).expand(n_users, -1)
     return model.join_items(model.encode_users(*users), model.encode_items(*items), grid).numpy()
 
@@ -78,8 +78,9 @@ def test_cached_equals_uncached_with_and_without_the_kernel(family, join, join_l
     block = TokenBlock(ids.numpy().astype(np.int32), lengths.numpy().astype(np.int32))
     kernel = native.load(native.build())
     cached = [Scorer(model, block), Scorer(model, block, packed=can_pack(), kernel=kernel)]
+    backwards = np.arange(len(items))[::-1].copy()
     for user, row in zip(users, expected, strict=True):
         np.testing.assert_allclose(cached[0].pair_logits(user, block), row, **NEAR)
         for scorer in cached:
             np.testing.assert_allclose(scorer.logits(user), row, **NEAR)
-            np.testing.assert_allclose(scorer.logits(user, items=np.arange(len(items))[::-1]), row[::-1], **NEAR)
+            np.testing.assert_allclose(scorer.logits(user, items=backwards), row[::-1], **NEAR)
