@@ -22,18 +22,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from flmrec_spark import columns as c
-from flmrec_spark import metrics
-from flmrec_spark.bootstrap import Statistic, interval, mean_over_users, resamples
 from flmrec_spark.config import Config, load_config
 from flmrec_spark.lm import checkpoint, dataset, native
-from flmrec_spark.lm.dataset import Catalog, Examples, Prepared
 from flmrec_spark.lm.finetuning import finetune
+from flmrec_spark.lm.held_out import Answers, HeldOut, compared, told
 from flmrec_spark.lm.machine import calls_per_second, describe, show, write
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.ranking import best
 
-_K = 10
 _PARTS = ("quality", "speed")
 
 Row = dict[str, Any]
@@ -122,7 +117,7 @@ class Run:
         test = HeldOut.of(self.prepared, found, self.arguments.users)
         model = found.model()
         ways: dict[str, Any] = {"precision": precision, "kernel": self.kernel, "packed": self.kernel is not None}
-        scorer = Scorer(model, test.catalog.tokens, **ways)
+        scorer = Scorer(model, test.catalog.tokens, item_bias=test.item_bias, **ways)
         row: Row = {"name": arm.name, "precision": precision, "join": model.join, "steps": done["steps"]}
         row |= {"layers": model.family.n_layers, "train_seconds": done.get("seconds")}
         row |= {"pairs_per_s": None, "ratio": None}
@@ -136,15 +131,7 @@ class Run:
         """Each metric with its interval, and its difference from the arm that this one is compared with."""
         self.answers[key] = own = test.answers(scorer, lists=not arm.is_short)
         base = self.answers.get(f"{arm.against} fp32", own)
-        drawn = resamples(len(test.rows), n=self.arguments.bootstrap, seed=1)
-        row: Row = {}
-        for name, statistic in own.statistics().items():
-            other, alone = base.statistics()[name], np.ones((1, len(test.rows)))
-            difference = statistic(drawn) - other(drawn)
-            row |= {name: float(statistic(alone)[0]), f"{name}_interval": interval(statistic(drawn))}
-            row |= {f"{name}_difference": float(statistic(alone)[0] - other(alone)[0])}
-            row |= {f"{name}_difference_interval": interval(difference)}
-        return row
+        return compared([own], [base], n_resamples=self.arguments.bootstrap)
 
     def speed(self, test: HeldOut, scorer: Scorer) -> float:
         """Pairs per second, the user's states included; the stock pair on a block of the items."""
@@ -157,73 +144,10 @@ class Run:
         return n_pairs * calls_per_second(work, self.arguments.seconds, n_threads=torch.get_num_threads())
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a scorer said of the held-out rows: R rated pairs of U users, and hits (U, K), or none."""
-
-    users: dataset.Index
-    labels: dataset.Floats
-    logits: dataset.Floats
-    hits: np.ndarray[Any, Any] | None
-    n_relevant: np.ndarray[Any, Any]
-
-    def statistics(self) -> dict[str, Statistic]:
-        parts = self.users, self.labels, self.logits
-        found = metrics.pointwise(*parts, probabilities=None, n_users=len(self.n_relevant))
-        if self.hits is not None:
-            found[f"ndcg@{_K}"] = mean_over_users(metrics.ndcg(self.hits, self.n_relevant, k=_K))
-        return found
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out rows of the test split as a checkpoint's own prompts."""
-
-    catalog: Catalog
-    rows: Examples  # one of each user
-    seen: dataset.Index  # sorted keys row's user * N + item
-
-    @classmethod
-    def of(cls, prepared: Prepared, found: checkpoint.Checkpoint, n_users: int) -> HeldOut:
-        segmenter = found.segmenter()
-        items = dataset.catalog(prepared.tables["items"], segmenter)
-        user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
-        rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids)
-        chosen = np.sort(np.random.default_rng(1).permutation(len(rows))[:n_users])
-        return cls(items, rows.take(chosen), dataset.seen(prepared, items, user_ids, splits=[c.TRAIN, c.VALID]))
-
-    def answers(self, scorer: Scorer, *, lists: bool) -> Answers:
-        n_items, is_target = len(self.catalog.item_ids), self.rows.targets >= 0
-        is_liked = is_target & (self.rows.labels > 0.5)
-        hits = np.zeros((len(self.rows), _K), dtype=bool) if lists else None
-        logits, n_relevant = [], np.zeros(len(self.rows))
-        for row, user in enumerate(self.rows.users.tolist()):
-            targets = self.rows.targets[row][is_target[row]]
-            if hits is None:
-                logits.append(scorer.logits(self.rows.prefixes[row], items=targets))
-                continue
-            scores = scorer.logits(self.rows.prefixes[row])
-            logits.append(scores[targets])
-            first, stop = np.searchsorted(self.seen, [user * n_items, (user + 1) * n_items])
-            known = self.seen[first:stop] - user * n_items
-            top = best(scores, _K, allowed=self.catalog.is_known & ~np.isin(np.arange(n_items), known))
-            relevant = np.setdiff1d(self.rows.targets[row][is_liked[row]], known)
-            hits[row, : len(top)] = np.isin(top, relevant)
-            n_relevant[row] = len(relevant)
-        users = np.repeat(np.arange(len(self.rows)), is_target.sum(1))
-        return Answers(users, self.rows.labels[is_target], np.concatenate(logits), hits, n_relevant)
-
-
 def _told(row: Row) -> Row:
-    """A row as the table shows it: a metric, its difference and that one's interval in one cell."""
-    told = {key: row[key] for key in ("name", "precision", "join", "layers", "steps", "pairs_per_s", "ratio")}
-    for name in ("auc", "uauc", f"ndcg@{_K}"):
-        if name in row:
-            low, high = row[f"{name}_difference_interval"]
-            told[name] = f"{row[name]:.4f} {row[f'{name}_difference']:+.4f} ({low:+.4f} .. {high:+.4f})"
-        else:
-            told[name] = ""
-    return told
+    return {key: row[key] for key in ("name", "precision", "join", "layers", "steps", "pairs_per_s", "ratio")} | told(
+        row
+    )
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -80,7 +80,7 @@ def user_rows(row: Callable[..., Any], family: Any, kernel: Any, ids: Any) -> It
     """The parts of a layer; `every layer` reads the weights of each, so they come from farther away."""
     layers: list[FusedLayer] = family.fused
     width, n_inner = family.hidden, family.backbone.config.intermediate_size
-    hidden = family.embed(ids, torch.arange(N_USER), 0)
+    hidden = family.embed(family.backbone.get_input_embeddings()(ids), torch.arange(N_USER), 0)
     projected = layers[0].project(hidden)
     heads = [part.view(1, N_USER, family.n_heads, -1) for part in projected]
     lengths = torch.tensor([N_USER])

@@ -95,10 +95,11 @@ class Template:
         return _join(self.user, {**profile, PROFILE: _listed(known)})
 
     def render_entry(self, item: Fields, *, is_liked: bool, value: float | None) -> str:
-        """One interaction of the history; {rating} is what the interaction was worth."""
+        """One interaction of the history; {rating} is what the interaction was worth. An empty piece says nothing."""
         piece = self.liked if is_liked else self.disliked
         fields = _item_fields(item) | {c.RATING: None if value is None else f"{value:g}"}
-        return piece.render(fields) or f" {as_text(item[c.TITLE])}"
+        written = piece.render(fields)
+        return f" {as_text(item[c.TITLE])}" if written is None else written
 
     def render_no_history(self) -> str:
         return self.none.render({}) or ""

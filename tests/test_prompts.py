@@ -55,6 +55,12 @@ def test_an_item_that_fills_no_piece_is_its_title() -> None:
     assert found.render_entry({"item_id": "1", "title": "Heat"}, is_liked=True, value=None) == " Heat"
 
 
+def test_an_empty_piece_says_nothing_of_an_interaction() -> None:
+    found = template(liked='""')
+    assert found.render_entry({"title": "Heat"}, is_liked=True, value=None) == ""
+    assert found.render_entry({"title": "Heat"}, is_liked=False, value=None) != ""
+
+
 def test_braces_in_data_are_text() -> None:
     assert template().render_item({"item_id": "1", "title": "{title} {x!r:>9} {{}}"}) == "{title} {x!r:>9} {{}}"
 

@@ -48,9 +48,12 @@ class Catalog:
     tokens: TokenBlock  # N rows; an item that was refused has one token that says nothing
     is_known: npt.NDArray[np.bool_]  # (N,), false for a refused item
 
+    def ids(self) -> pa.Array:
+        return pa.array(self.item_ids, pa.string())
+
     def places(self, item_ids: pa.Array) -> Index:
         """Place of each id, -1 for an unknown one: int64 (len(item_ids),)."""
-        found = pc.index_in(item_ids, value_set=pa.array(self.item_ids, pa.string()))
+        found = pc.index_in(item_ids, value_set=self.ids())
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 

@@ -93,10 +93,12 @@ def fitted(
     return FactorsOfSplits(train, whole), told
 
 
-def tastes(found: Collaborative, prepared: Prepared, data: Data, rows: Examples, splits: list[str]) -> Floats:
+def tastes(
+    found: Collaborative, prepared: Prepared, catalog: Catalog, user_ids: list[str], rows: Examples, splits: list[str]
+) -> Floats:
     """Tastes (R, F) of the examples' users at their moments, from the rows of the splits."""
-    sequences = dataset.sequences(prepared, data.catalog, data.user_ids, splits=splits)
-    places = found.places(pa.array(data.catalog.item_ids, pa.string()))
+    sequences = dataset.sequences(prepared, catalog, user_ids, splits=splits)
+    places = found.places(catalog.ids())
     result = np.zeros((len(rows), found.width), dtype=np.float32)
     for row, (user, moment) in enumerate(zip(rows.users.tolist(), rows.moments.tolist(), strict=True)):
         items, liked = sequences.before(user, moment, len(sequences.items))

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ class Teacher:
         self.items = self.segmenter.block([segment or self.segmenter.unknown_item for segment in segments])
         self._prefixes: dict[int, list[int] | None] = {}
         factors = found.collaborative(of_train=True)  # which were learned as the labels that it is asked about
-        items = None if factors is None else factors.of_items(factors.places(pa.array(catalog.item_ids, pa.string())))
+        items = None if factors is None else factors.of_items(factors.places(catalog.ids()))
         self.terms = Terms(items, hidden_share=0.0).to(device).eval()
         self.tastes = None if factors is None else tastes_of(factors)
         biases = found.biases()

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -87,7 +86,8 @@ class Trainer:
             whole = data.catalog, data.train, data.user_ids, fields
 
             def tastes_of(factors: Collaborative) -> Floats:
-                return factor_stage.tastes(factors, prepared, self.data, self.data.train, [c.TRAIN])
+                of_train = prepared, data.catalog, data.user_ids, data.train
+                return factor_stage.tastes(factors, *of_train, [c.TRAIN])
 
             self.teacher = Teacher(settings.teacher, *whole, self.device, tastes_of)
         self.rate_factor = training.rate_factor(settings, self.n_steps)
@@ -100,9 +100,10 @@ class Trainer:
     def _show(self, found: Collaborative, prepared: Prepared) -> None:
         """Tastes of the examples and factors of the catalogue, as the language model is trained with them."""
         data = self.data
-        self.items = found.of_items(found.places(pa.array(data.catalog.item_ids, pa.string())))
+        self.items = found.of_items(found.places(data.catalog.ids()))
+        known = prepared, data.catalog, data.user_ids
         self.tastes, self.valid_tastes = (
-            factor_stage.tastes(found, prepared, data, rows, [c.TRAIN]) for rows in (data.train, data.valid)
+            factor_stage.tastes(found, *known, rows, [c.TRAIN]) for rows in (data.train, data.valid)
         )
         if data.segmenter.has_factors:
             tokens = replace(data.catalog.tokens, factors=self.items.vectors)

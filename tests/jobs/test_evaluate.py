@@ -69,7 +69,11 @@ def fake_scores(users: DataFrame, shipped: FakeShipped, *, n: int) -> DataFrame:
         & F.coalesce(F.array_contains("candidates", F.col("item_id")), F.lit(True))
     )
     rank = F.row_number().over(Window.partitionBy("user_id").orderBy(F.desc("score"), "item_id"))
-    return asked.withColumn("rank", rank).where(F.col("rank") <= n).select("user_id", "rank", "item_id", "score")
+    return (
+        asked.withColumn("rank", rank)
+        .where(F.col("rank") <= n)
+        .select("user_id", "rank", "item_id", "score", F.col("score").alias("probability"))
+    )
 
 
 @pytest.fixture

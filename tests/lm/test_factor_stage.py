@@ -78,7 +78,7 @@ def test_tastes_are_made_of_what_lies_strictly_before_the_moment(world: Path) ->
     fitted = factor_stage.fitted(config, prepared, data, torch.device("cpu"))
     assert fitted is not None
     train = fitted[0].train
-    got = factor_stage.tastes(train, prepared, data, data.train, [c.TRAIN])
+    got = factor_stage.tastes(train, prepared, data.catalog, data.user_ids, data.train, [c.TRAIN])
     rows = prepared.tables["interactions"].to_pylist()
     for row in range(len(data.train)):
         user, moment = data.user_ids[data.train.users[row]], data.train.moments[row]

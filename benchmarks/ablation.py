@@ -1,0 +1,153 @@
+"""What each part of the model is worth, and what each join costs in quality: the same training with and without.
+
+    python benchmarks/ablation.py parts --config conf/demo.yaml [--seeds 1 2 3] [--json FILE] [key=value ...]
+    python benchmarks/ablation.py joins --config conf/demo.yaml [--seeds 1 2 3] [--json FILE] [key=value ...]
+
+`parts` begins with the text and the liked history alone and adds one part after the other, each row compared with the
+one before it. `joins` trains every join alike and compares it with `full`, the stock pair, of which no list of a whole
+catalogue is made, since that would take hours; to make `full` possible the steps are small and the head is that of the
+ratings alone. Asked are the held-out rows of the test split. A value is the mean over the seeds; intervals are
+percentiles over resamples of users of the paired difference, and the JSON has the values of every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from flmrec_spark.config import Config, load_config
+from flmrec_spark.lm import checkpoint, dataset, native
+from flmrec_spark.lm.finetuning import finetune
+from flmrec_spark.lm.held_out import Answers, HeldOut, compared, told
+from flmrec_spark.lm.kernels import can_pack
+from flmrec_spark.lm.machine import describe, show, write
+from flmrec_spark.lm.scorer import Scorer
+from flmrec_spark.prompts import load_template
+
+Row = dict[str, Any]
+_SMALL = ("finetune.ranking_weight=0", "prepare.targets_per_example=8")  # what a stock pair has time for
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, and the arm that it is compared with."""
+
+    name: str
+    against: str
+    settings: tuple[str, ...] = ()
+    lists: bool = True
+
+
+@dataclass(frozen=True)
+class Training:
+    """One arm with one seed: all that another process needs."""
+
+    config: str
+    overrides: tuple[str, ...]
+    users: int
+    lists: bool
+
+
+def parts_of(config: Config, folder: Path) -> list[Arm]:
+    """Each arm has all settings of those before it; the last is the config's own model."""
+    likes = folder / "likes.yaml"
+    template = load_template(config.prompts.template)
+    likes.write_text(replace(template, disliked=replace(template.disliked, text="")).to_yaml(), encoding="utf-8")
+    bare = ("model.collaborative.dimension=0", "model.bias_terms=false", "finetune.ranking_weight=0")
+    steps = [
+        ("text, liked history", (f"prompts.template={likes}", *bare)),
+        ("+ disliked history", bare),
+        ("+ bias terms", (bare[0], bare[2])),
+        ("+ listwise loss and head", (bare[0],)),
+        ("+ collaborative factors", ("model.collaborative.tokens=false",)),
+        ("+ collaborative tokens", ()),
+    ]
+    names = [name for name, _ in steps]
+    return [Arm(name, before, own) for (name, own), before in zip(steps, [names[0], *names], strict=False)]
+
+
+def joins_of(config: Config) -> list[Arm]:
+    n_layers = int(AutoConfig.from_pretrained(config.model.path, local_files_only=True).num_hidden_layers)
+    layers = sorted({0, n_layers // 2, n_layers - 1, n_layers})
+    forms = [("full", ("model.join=full",))]
+    forms += [(f"join_layer {layer}", (f"model.join_layer={layer}",)) for layer in layers]
+    forms.insert(-1, ("attention", ("model.join=attention",)))
+    return [Arm(name, "full", (*_SMALL, *own), lists=name != "full") for name, own in forms]
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parse(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    config = load_config(arguments.config, arguments.overrides)
+    folder = Path(arguments.folder or f"build/ablation/{Path(arguments.config).stem}-{arguments.table}")
+    folder.mkdir(parents=True, exist_ok=True)
+    arms = parts_of(config, folder) if arguments.table == "parts" else joins_of(config)
+    arms = [arm for arm in arms if arguments.only is None or arm.name in arguments.only]
+    machine, rows = describe("cpu"), list[Row]()
+    answers: dict[str, list[Answers]] = {}
+    workers = min(arguments.workers, len(arguments.seeds))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for arm in arms:
+            trainings = [_training(arguments, arm, seed, folder) for seed in arguments.seeds]
+            found = list(pool.map(trained, trainings, [arguments.threads // workers or 1] * len(trainings)))
+            answers[arm.name] = [own for own, _ in found]
+            against = arm.against if arm.against in answers else arm.name
+            row: Row = {"name": arm.name, "against": against, "seeds": arguments.seeds}
+            row |= {"train_seconds": [seconds for _, seconds in found]}
+            rows.append(row | compared(answers[arm.name], answers[against], n_resamples=arguments.bootstrap))
+            write(arguments.json, machine, rows)
+    title = f"{machine['cpu']}, {arguments.threads} threads, {len(arguments.seeds)} seeds"
+    show(title, [{"name": row["name"], "against": row["against"]} | told(row) for row in rows])
+    return 0
+
+
+def trained(training: Training, threads: int) -> tuple[Answers, float | None]:
+    """What a training says of the held-out rows, and its seconds; a finished checkpoint is used again."""
+    torch.set_num_threads(threads)
+    config = load_config(training.config, training.overrides)
+    done = finetune(config)
+    found = checkpoint.load(config.checkpoint)
+    test = HeldOut.of(dataset.read_tables(config.tables.root), found, training.users)
+    means: dict[str, Any] = {"packed": can_pack(), "kernel": native.load(native.build())}
+    scorer = Scorer(found.model(), test.catalog.tokens, item_bias=test.item_bias, **means)
+    seconds = done.get("seconds")
+    return test.answers(scorer, lists=training.lists), float(str(seconds)) if seconds is not None else None
+
+
+def _training(arguments: argparse.Namespace, arm: Arm, seed: int, folder: Path) -> Training:
+    place = folder / f"{arm.name.strip('+ ').replace(' ', '_').replace(',', '')}-{seed}"
+    own = (f"checkpoint={place}", f"finetune.seed={seed}")
+    return Training(arguments.config, (*arguments.overrides, *arm.settings, *own), arguments.users, arm.lists)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ablation.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("table", choices=("parts", "joins"))
+    add("--config", required=True, metavar="FILE", help="of the prepared tables and the pretrained model")
+    add("--folder", help="of the checkpoints, which are used again; build/ablation/<config>-<table>")
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add("--only", nargs="+", metavar="ARM", help="names of arms")
+    add("--users", type=int, default=10_000, help="held-out users at most")
+    add("--bootstrap", type=int, default=500, help="resamples of users")
+    cores = os.cpu_count() or 1
+    add("--workers", type=int, default=cores, help="seeds that are trained at a time")
+    add("--threads", type=int, default=cores, help="of all of them")
+    add("--json", metavar="FILE")
+    add("overrides", nargs="*", metavar="section.key=value", help="settings of every arm, over those of the file")
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

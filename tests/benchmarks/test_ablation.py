@@ -1,0 +1,66 @@
+"""benchmarks/ablation.py on a tiny world: every arm is trained alike with every seed and compared by user."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import ablation
+from flmrec_spark.config import load_config
+from flmrec_spark.lm import checkpoint
+from tests.prepared import tiny_config, write_prepared
+from tests.tiny import save_tiny
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_prepared(tmp_path / "tables")
+    save_tiny(tmp_path / "model", n_layers=2)
+    tiny_config(tmp_path)
+    return tmp_path / "config.yaml"
+
+
+def rows_of(config: Path, table: str, *more: str) -> list[dict[str, Any]]:
+    file = config.parent / "rows.json"
+    small = ["--bootstrap", "40", "--workers", "1", "--threads", "1", "--folder", str(config.parent / "arms")]
+    seeds, settings = ["--seeds", "1", "2"], ["finetune.max_steps=1", "finetune.factors.epochs=1"]
+    assert ablation.main([table, "--config", str(config), *small, *seeds, *more, "--json", str(file), *settings]) == 0
+    found: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return found
+
+
+def test_each_part_is_compared_with_the_model_without_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = ["text, liked history", "+ collaborative factors", "+ collaborative tokens"]
+    rows = rows_of(config, "parts", "--only", *arms, "--users", "20", "model.collaborative.dimension=4")
+    assert [(row["name"], row["against"]) for row in rows] == [
+        ("text, liked history", "text, liked history"),
+        ("+ collaborative factors", "+ collaborative factors"),
+        ("+ collaborative tokens", "+ collaborative factors"),
+    ]
+    for row in rows:
+        assert len(row["auc_seeds"]) == len(row["train_seconds"]) == 2
+        assert row["auc"] == pytest.approx(np.mean(row["auc_seeds"]))
+    own, before = (next(row for row in rows if row["name"] == arm) for arm in reversed(arms[1:]))
+    assert own["ndcg@10_difference"] == pytest.approx(own["ndcg@10"] - before["ndcg@10"])
+    likes = checkpoint.load(config.parent / "arms/text_liked_history-2")
+    assert likes.segmenter().template.disliked.text == ""
+    assert likes.collaborative() is None
+    assert checkpoint.load(config.parent / "arms/collaborative_tokens-1").settings.n_factors > 0
+    assert "+ collaborative tokens" in capsys.readouterr().out
+
+
+def test_every_join_is_compared_with_the_stock_pair(config: Path) -> None:
+    rows = rows_of(config, "joins", "--users", "20")
+    names = ["full", "join_layer 0", "join_layer 1", "attention", "join_layer 2"]
+    assert [(row["name"], row["against"]) for row in rows] == [(name, "full") for name in names]
+    assert ["ndcg@10" in row for row in rows] == [False] * 5  # the stock pair has no lists to compare with
+    assert rows[0]["auc_difference"] == 0.0
+
+
+def test_the_parts_end_with_the_model_of_the_config(config: Path) -> None:
+    first, *_, last = ablation.parts_of(load_config(config), config.parent)
+    assert (first.against, last.settings) == (first.name, ())
