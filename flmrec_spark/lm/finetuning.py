@@ -77,7 +77,7 @@ def _finetune(config: Config, world: World, *, force: bool, stop_after: int | No
 def _write(trainer: Trainer, prepared: Prepared, folder: Path, key: str) -> dict[str, object]:
     """Calibrates the best weights and writes the checkpoint; returns its metrics and its digest."""
     resume.put_back(trainer.modules, load_file(folder / "best.safetensors"))
-    last = trainer.validate()
+    last = trainer.validation_of_best or trainer.validate()  # none: an earlier process saw it
     metrics = {"fingerprint": key, "validation": dict(last.metrics), **_told(trainer, prepared)}
     digest = checkpoint.save(
         trainer.config.checkpoint,
@@ -149,10 +149,11 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
 
 def _note(trainer: Trainer, folder: Path) -> None:
     """Validates in rank 0, tells all of it, and keeps the weights when they are the best so far."""
-    own = trainer.validate().metrics if trainer.world.writes else None
-    found: Mapping[str, float] = trainer.world.agreed(own)
+    own = trainer.validate() if trainer.world.writes else None
+    found: Mapping[str, float] = trainer.world.agreed(None if own is None else own.metrics)
     log.info("finetune: step %d: %s", trainer.step, ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
     if trainer.is_best(found) and trainer.world.writes:
+        trainer.validation_of_best = own
         folder.mkdir(parents=True, exist_ok=True)
         kept = resume.kept_state(trainer.modules).items()
         draft = folder / "best.draft"

@@ -94,6 +94,7 @@ class Trainer:
         self.validate_every = settings.validate_every or per_epoch
         self.step = 0
         self.best: float | None = None
+        self.validation_of_best: Validation | None = None
         self.n_worse = 0
         self.history: list[dict[str, float]] = []
 
