@@ -29,6 +29,7 @@ def test_a_tiny_run_says_where_its_time_went(tmp_path: Path, capsys: pytest.Capt
     (row,) = json.loads(file.read_text())["rows"]
     assert (row["name"], row["users"], row["items"], row["executors"], row["precision"]) == ("base", 60, 80, 1, "fp32")
     assert row["pairs"] == 60 * 80
+    assert row["precision_because"] == "score.precision"
     parts = sum(row[f"{part}_s"] for part in job.PARTS)
     assert 0.7 * row["wall_s"] < parts < row["wall_s"]  # Spark's own end is not in its record
     assert 0.5 < row["peak_pss_gb"] < row["peak_rss_gb"] < 10

@@ -24,7 +24,7 @@ from tests.scored import write_checkpoint
 from tests.tiny import save_tiny
 from tests.world import ITEMS, USERS, write_config
 
-STRATEGIES = ["flm", "hybrid", "popularity"]
+STRATEGIES = ["flm", "hybrid", "als", "popularity"]
 EVERYTHING = ("score.exclude_seen=false",)
 CAPPED = "score.diversity.caps={genre: 1}"
 MIXED = ["drama", "drama comedy", "comedy", "sci-fi", "drama sci-fi", None]
@@ -85,7 +85,7 @@ def genres(folder: Path, separator: str | None) -> dict[str, set[str]]:
     return {item: set(text.split(separator) if separator else [text]) if text else set() for item, text in own.items()}
 
 
-@pytest.mark.parametrize(("strategy", "separator"), [("flm", " "), ("hybrid", " "), ("popularity", None)])
+@pytest.mark.parametrize(("strategy", "separator"), [("flm", " "), ("hybrid", " "), ("als", None), ("popularity", " ")])
 def test_a_published_list_is_the_best_that_the_caps_allow(
     world: Path, whole: dict[str, Lists], strategy: str, separator: str | None
 ) -> None:
@@ -104,13 +104,14 @@ def test_a_published_list_is_the_best_that_the_caps_allow(
     assert any(found[user] != whole[strategy][user][:3] for user in USERS)
 
 
-def test_baselines_compare_items_by_their_texts(world: Path, whole: dict[str, Lists]) -> None:
-    assert run(world, "score.strategy=popularity", "score.diversity.relevance=0.4", *EVERYTHING) == 0
+@pytest.mark.parametrize("strategy", ["als", "popularity"])
+def test_baselines_compare_items_by_their_texts(world: Path, whole: dict[str, Lists], strategy: str) -> None:
+    assert run(world, f"score.strategy={strategy}", "score.diversity.relevance=0.4", *EVERYTHING) == 0
     items = sorted(rows(world, "items"), key=lambda row: row["item_id"])
     ids, template = [item["item_id"] for item in items], load_template("en")
     reranker = Reranker(0.4, 100, SparseVectors(tf_idf([template.render_item(item) for item in items]).vectors))
     for user, own in published(world).items():
-        scores = dict(whole["popularity"][user])
+        scores = dict(whole[strategy][user])
         chosen = reranker.best(np.array([scores[item] for item in ids]), 3)
         assert own == [(ids[place], scores[ids[place]]) for place in chosen]
 
