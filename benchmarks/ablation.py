@@ -4,10 +4,11 @@
     python benchmarks/ablation.py joins --config conf/demo.yaml [--seeds 1 2 3] [--json FILE] [key=value ...]
 
 `parts` begins with the text and the liked history alone and adds one part after the other, each row compared with the
-one before it. `joins` trains every join alike and compares it with `full`, the stock pair, of which no list of a whole
-catalogue is made, since that would take hours; to make `full` possible the steps are small and the head is that of the
-ratings alone. Asked are the held-out rows of the test split. A value is the mean over the seeds; intervals are
-percentiles over resamples of users of the paired difference, and the JSON has the values of every seed.
+one before it. `joins` trains every join alike and compares it with `full`, the stock pair; to make that possible the
+steps are small and the head is that of the ratings alone. Lists of a whole catalogue are made of the joins from the
+last layer on: of the others they would take hours. Asked are the held-out rows of the test split. A value is the mean
+over the seeds; intervals are percentiles over resamples of users of the paired difference, and the JSON has the values
+of every seed.
 """
 
 from __future__ import annotations
@@ -80,10 +81,12 @@ def parts_of(config: Config, folder: Path) -> list[Arm]:
 def joins_of(config: Config) -> list[Arm]:
     n_layers = int(AutoConfig.from_pretrained(config.model.path, local_files_only=True).num_hidden_layers)
     layers = sorted({0, n_layers // 2, n_layers - 1, n_layers})
-    forms = [("full", ("model.join=full",))]
-    forms += [(f"join_layer {layer}", (f"model.join_layer={layer}",)) for layer in layers]
-    forms.insert(-1, ("attention", ("model.join=attention",)))
-    return [Arm(name, "full", (*_SMALL, *own), lists=name != "full") for name, own in forms]
+    arms = [Arm("full", "full", (*_SMALL, "model.join=full"), lists=False)]
+    for layer in layers:
+        own = (*_SMALL, f"model.join_layer={layer}")
+        arms.append(Arm(f"join_layer {layer}", "full", own, lists=layer >= n_layers - 1))
+    arms.insert(-1, Arm("attention", "full", (*_SMALL, "model.join=attention")))
+    return arms
 
 
 def main(argv: Sequence[str]) -> int:

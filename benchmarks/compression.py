@@ -145,9 +145,8 @@ class Run:
 
 
 def _told(row: Row) -> Row:
-    return {key: row[key] for key in ("name", "precision", "join", "layers", "steps", "pairs_per_s", "ratio")} | told(
-        row
-    )
+    kept = ("name", "precision", "join", "layers", "steps", "pairs_per_s", "ratio")
+    return {key: row[key] for key in kept} | told(row)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -50,7 +50,8 @@ USER_TOKENS, ITEM_TOKENS, HISTORY_LENGTH = 100, 24, 30
 PARTS = ("start", "ship", "items", "score", "write")
 CASES = ("base", "attention", "cores1", "executors1", "executors2", "users1", "users2", "users4")
 SHOWN = ("precision", "users", "items", *[f"{part}_s" for part in PARTS], "peak_rss_gb", "peak_pss_gb")
-ALONE_USERS, BECAUSE = 100, "precision_because"  # users of each process
+ALONE_USERS = 100  # of each process
+UNSHOWN = (*SHOWN, "precision_because")  # in the second table
 
 User = tuple[dict[str, Any], list[dict[str, Any]]]  # profile, items of the history, newest first
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
             rows.append(run_case(arguments, case, Path(folder)))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     show("by time and memory", [{name: row[name] for name in ("name", "wall_s", *SHOWN)} for row in rows])
-    show("by pairs and cores", [{key: row[key] for key in row if key not in (*SHOWN, BECAUSE)} for row in rows])
+    show("by pairs and cores", [{key: row[key] for key in row if key not in UNSHOWN} for row in rows])
     write(arguments.json, describe("cpu"), rows)
     return 0
 
@@ -93,8 +94,7 @@ def run_case(arguments: argparse.Namespace, case: str, folder: Path) -> dict[str
     return {
         "name": case,
         "join": join,
-        "precision": told["precision"],
-        BECAUSE: told[BECAUSE],
+        **{name: told[name] for name in ("precision", "precision_because")},
         "master": master,
         "executors": executors,
         "users": users,

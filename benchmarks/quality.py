@@ -25,6 +25,7 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from flmrec_spark.config import Config, load_config
+from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm.machine import describe, show, write
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,8 @@ Found = dict[tuple[str, str, int], tuple[float | None, float | None, float | Non
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     config = load_config(arguments.config, arguments.overrides)
+    if config.tables.root is None:
+        raise ConfigError("tables.root: got null, expected a folder: the table evaluation is read by its path")
     folder = Path(arguments.folder or f"build/quality/{Path(arguments.config).stem}")
     settings = ["--config", arguments.config, *arguments.overrides]
     spark("prepare", settings)

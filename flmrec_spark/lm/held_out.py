@@ -101,7 +101,7 @@ class HeldOut:
 
 
 def compared(own: Sequence[Answers], base: Sequence[Answers], *, n_resamples: int) -> dict[str, Any]:
-    """Each metric as the mean over trainings of different seeds, and its difference from `base`, seed by seed.
+    """Each metric as the mean over trainings of different seeds, and its difference from `base`, where that has it.
 
     Intervals are percentiles over resamples of users, of differences paired by user; `NAME_seeds` are the values of the
     single trainings.
@@ -109,12 +109,13 @@ def compared(own: Sequence[Answers], base: Sequence[Answers], *, n_resamples: in
     drawn = np.vstack([np.ones(len(own[0].n_relevant)), resamples(len(own[0].n_relevant), n=n_resamples, seed=1)])
     ours, theirs = ([_values(one, drawn) for one in side] for side in (own, base))
     found: dict[str, Any] = {}
-    for name in (name for name in METRICS if name in ours[0] and name in theirs[0]):
+    for name in (name for name in METRICS if name in ours[0]):
         mean = np.mean([one[name] for one in ours], axis=0)
-        difference = mean - np.mean([one[name] for one in theirs], axis=0)
         found |= {name: float(mean[0]), f"{name}_interval": interval(mean[1:])}
         found |= {f"{name}_seeds": [float(one[name][0]) for one in ours]}
-        found |= {f"{name}_difference": float(difference[0]), f"{name}_difference_interval": interval(difference[1:])}
+        if name in theirs[0]:
+            less = mean - np.mean([one[name] for one in theirs], axis=0)
+            found |= {f"{name}_difference": float(less[0]), f"{name}_difference_interval": interval(less[1:])}
     return found
 
 
@@ -122,10 +123,10 @@ def told(row: Mapping[str, Any]) -> dict[str, str]:
     """The metrics of a row as a table shows them: value, difference and that one's interval in one cell."""
     cells = {}
     for name in METRICS:
-        cells[name] = ""
-        if name in row:
+        cells[name] = f"{row[name]:.4f}" if name in row else ""
+        if f"{name}_difference" in row:
             low, high = row[f"{name}_difference_interval"]
-            cells[name] = f"{row[name]:.4f} {row[f'{name}_difference']:+.4f} ({low:+.4f} .. {high:+.4f})"
+            cells[name] += f" {row[f'{name}_difference']:+.4f} ({low:+.4f} .. {high:+.4f})"
     return cells
 
 
