@@ -15,10 +15,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 from types import MappingProxyType
 
 import pyspark
@@ -93,12 +94,14 @@ def run(
     *,
     dry_run: Callable[[Job], None] | None = None,
     files: Mapping[str, str] = _NO_FILES,
+    ahead: Callable[[Config], None] | None = None,
 ) -> int:
     """Runs a job; returns its exit code. The session is stopped when this call started it.
 
     Args:
       dry_run: what --dry-run does instead of the body; it writes nothing, and neither does its record.
       files: further arguments `--<name> FILE` with their help; what was given is in the Job's `files`.
+      ahead: what a thread may do while the session starts, such as imports; when it fails, the body will see to it.
     """
     arguments = _parse(name, argv, description, files, has_dry_run=dry_run is not None)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
@@ -111,6 +114,8 @@ def run(
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
+        if ahead is not None:
+            Thread(target=_quietly, args=(ahead, config), daemon=True).start()
         spark = session(config.tables, app_name=f"flmrec {name}", uses_gpu=config.score.gpus_per_task > 0)
         if arguments.traceback:
             spark.sparkContext.setLogLevel("ERROR")
@@ -134,6 +139,11 @@ def run(
     finally:
         if spark is not None and owns_session:
             spark.stop()
+
+
+def _quietly(ahead: Callable[[Config], None], config: Config) -> None:
+    with suppress(Exception):
+        ahead(config)
 
 
 def _attempt(job: Job, body: Callable[[Job], None], *, is_dry: bool) -> int:

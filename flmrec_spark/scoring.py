@@ -30,8 +30,11 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
     Raises:
       ConfigError: as `diversity.checked`.
     """
+    contents = []
     for name in INPUTS:
-        job.inputs[name] = str(job.tables.version(name))
+        version, made = job.tables.state(name)
+        job.inputs[name] = str(version)
+        contents.append(made.get("content"))
     strategy, made_by = job.config.score.strategy, []
     if strategy in NEEDS_CHECKPOINT:
         job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
@@ -56,7 +59,6 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
         *([] if diversity is None else [diversity.model_dump()]),
     ]
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
-    contents = [commit.get("content") for name in INPUTS for commit in job.tables.commits(name)[:1]]
     return manifest.text_digest(json.dumps([job.inputs, contents, settings], sort_keys=True))
 
 

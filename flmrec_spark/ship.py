@@ -36,6 +36,13 @@ _MB = 1 << 20
 _ENTRIES = 100  # items whose tokens in a history are counted, to estimate what users cost
 
 
+def load_libraries() -> None:
+    """What `ship` needs of torch and transformers, and the kernel: seconds, where they were not there yet."""
+    from flmrec_spark.lm import native, worker  # noqa: F401
+
+    native.build()
+
+
 def ship(
     spark: SparkSession,
     *,

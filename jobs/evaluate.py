@@ -33,7 +33,7 @@ from flmrec_spark.report import page, stored
 from flmrec_spark.report.console import WIDTH, report
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.publish import publish
-from flmrec_spark.ship import settled, ship
+from flmrec_spark.ship import load_libraries, settled, ship
 from flmrec_spark.stacking import Prepared, fit_models, with_stack
 from flmrec_spark.stages import evaluation
 from flmrec_spark.stages.baselines.lists import MODEL
@@ -52,7 +52,8 @@ log = logging.getLogger("flmrec")
 
 def main(argv: Sequence[str]) -> int:
     about = "Measures the model beside simple baselines on held-out interactions."
-    return run("evaluate", evaluate, argv, about, files={"report": "write one HTML page that shows what was measured"})
+    files = {"report": "write one HTML page that shows what was measured"}
+    return run("evaluate", evaluate, argv, about, files=files, ahead=lambda _: load_libraries())
 
 
 def evaluate(job: Job) -> None:

@@ -14,24 +14,23 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import reduce
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
-from flmrec_spark import dry_run, scoring
-from flmrec_spark.errors import AuditError, ConfigError, ConflictError, InputError
+from flmrec_spark import dry_run, publishing, scoring
+from flmrec_spark.config import Config
+from flmrec_spark.errors import ConfigError, ConflictError, InputError
 from flmrec_spark.job import Job, run
-from flmrec_spark.ship import listable, ship
+from flmrec_spark.ship import load_libraries, ship
 from flmrec_spark.stacking import Prepared
-from flmrec_spark.stages import audit, top_n
+from flmrec_spark.stages import top_n
 from flmrec_spark.stages.hybrid import FLM
-from flmrec_spark.stages.rejects import CONTENT, REFUSED, rejects
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
-from flmrec_spark.strategies import Recommender, recommender
+from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, recommender
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 from flmrec_spark.tables.sources import MALFORMED, read_source
@@ -41,7 +40,12 @@ log = logging.getLogger("flmrec")
 
 def main(argv: Sequence[str]) -> int:
     told = "Scores every user-item prompt and publishes the top-n lists."
-    return run("score", score, argv, told, dry_run=estimate)
+    return run("score", score, argv, told, dry_run=estimate, ahead=_load_libraries)
+
+
+def _load_libraries(config: Config) -> None:
+    if config.score.strategy in NEEDS_CHECKPOINT:
+        load_libraries()
 
 
 def score(job: Job) -> None:
@@ -69,11 +73,12 @@ def score(job: Job) -> None:
                 metadata["precision"] = shipped.bundle.precision
             _score(job, shipped, found.lists(users, job.config.score.staged_n, shipped), metadata)
         staged = job.tables.read("top_n").where(run_predicate(job.run_id))
-        with job.timed("write", "rejects"):
-            refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
-            _write_rejects(job, staged, refused_items)
+        refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
         with job.timed("write", "audit"):
-            _audit(job, staged, prompts, refused_items)
+            publishing.count(job, staged, prompts, refused_items)
+        with job.timed("write", "rejects"):
+            publishing.write_rejects(job, staged, refused_items)
+        publishing.judge(job)
         with job.timed("write", "publish"):
             if state != scoring.PUBLISHED:
                 job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
@@ -183,42 +188,6 @@ def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: E
 def _partitions(job: Job) -> int:
     """Tasks of a stage whose cost nobody has planned: several per core, so that the last one is not waited for long."""
     return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
-
-
-def _write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> None:
-    sources = {"items": (refused_items, c.ITEM_ID), "top_n": (top_n.without_list(staged), c.USER_ID)}
-    refused = [
-        rejects(
-            frame.select(F.col(c.REASON).alias(REFUSED), F.to_json(F.struct(key)).alias(CONTENT)),
-            run_id=job.run_id,
-            job=job.name,
-            source=source,
-        )
-        for source, (frame, key) in sources.items()
-    ]
-    every = reduce(DataFrame.unionByName, refused)
-    job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id), job.metadata())
-
-
-def _audit(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataFrame) -> None:
-    """Raises AuditError, naming every fault at once, when the lists must not be published."""
-    config = job.config.score
-    allowed = listable(scoring.read(job, "items"), config.item_filter)
-    allowed = allowed.join(refused_items, on=[c.ITEM_ID], how="left_anti")
-    frames = (
-        audit.user_counts(staged, prompts),
-        audit.list_counts(staged),
-        audit.item_counts(staged, prompts, allowed, n=config.staged_n),
-        *audit.cap_counts(staged, scoring.read(job, "items"), config.diversity),
-    )
-    for frame in frames:
-        job.counts |= frame.collect()[0].asDict()
-    if config.diversity.caps and job.counts["short_lists"]:
-        log.warning("score: %s lists are short, as no item left fits the caps", f"{job.counts['short_lists']:,}")
-    n_rejected = job.counts["items_rejected"]
-    found = audit.faults(job.counts, config, n_items=job.counts["items"] + n_rejected, n_rejected_items=n_rejected)
-    if found:
-        raise AuditError(f"run {job.run_id} is not published, the table is as it was: {'; '.join(found)}")
 
 
 def _name_tables(job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,12 @@ hypothesis.settings.load_profile("flmrec")
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The session that a job makes for itself, with an embedded catalog in a temporary folder."""
+    """The session that a job makes for itself, with an embedded catalog in a temporary folder.
+
+    Worlds of some dozen rows need no more partitions than these, and every one costs time.
+    """
+    few = "--conf spark.sql.shuffle.partitions=2 --conf spark.databricks.delta.snapshotPartitions=1"
+    os.environ.setdefault("PYSPARK_SUBMIT_ARGS", f"{few} pyspark-shell")
     catalog = tmp_path_factory.mktemp("catalog") / "metastore"
     started = session(TablesConfig(root=None, metastore=str(catalog)), app_name="flmrec tests")
     yield started

@@ -34,7 +34,7 @@ LAYERS = (
     ("ship", "session", "report"),
     ("fitting", "stacking", "strategies"),
     ("job",),
-    ("scoring", "dry_run", "measuring"),
+    ("scoring", "dry_run", "measuring", "publishing"),
 )
 APART = {("lm", "tables"), ("tables", "lm")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -36,12 +36,11 @@ def evaluated(folder: Path, lines: list[str], *, database: str, prepare_keys: di
     save_tiny(folder / "model")
     source = {"path": str(folder / "log.csv"), "format": "csv", "columns": COLUMNS}
     keys = {"interactions": source, "items": None, "users": None, "rating_range": None, **prepare_keys}
-    config = write_config(folder, tables={"database": database}, prepare=keys, finetune=FINETUNE)
+    few = {"k": [3], "bootstrap": 5, "baselines": ["popularity", "item_mean"], "hybrid": False}
+    config = write_config(folder, tables={"database": database}, prepare=keys, finetune=FINETUNE, evaluate=few)
     for main in (prepare.main, finetune.main):
         assert main(["--config", str(config)]) == 0
-    assert (
-        evaluate.main(["--config", str(config), "--report", str(folder / "report.html"), "evaluate.bootstrap=5"]) == 0
-    )
+    assert evaluate.main(["--config", str(config), "--report", str(folder / "report.html")]) == 0
     return folder / "tables"
 
 

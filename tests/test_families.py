@@ -59,7 +59,7 @@ def test_a_family_goes_through_every_step(spark: SparkSession, prepared: Path, t
             prompts={"item_tokens": 32},
             model=MODELS[family],
             finetune={"epochs": 1, "max_steps": 2, "learning_rate": 1e-3, "dropout": 0.0},
-            evaluate={"k": [3], "bootstrap": 0},
+            evaluate={"k": [3], "bootstrap": 0, "baselines": ["popularity"], "against": "popularity"},
         )
     )
     for main in (finetune.main, score.main, evaluate.main):

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 
 Scores = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -114,6 +113,8 @@ def _fit(
     features: Any, labels: Bools, targets: Scores | None, weights: Scores | None = None
 ) -> tuple[Sequence[float], float]:
     """(weights, intercept) of a logistic regression without penalty, with targets (R,) between 0 and 1 if given."""
+    from sklearn.linear_model import LogisticRegression  # here: a second, and what scores fits nothing
+
     if targets is None:
         fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(features, labels, sample_weight=weights)
     else:

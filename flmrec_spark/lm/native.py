@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -50,9 +51,14 @@ class Built:
     file: Path
 
 
-@functools.cache
 def build() -> Built | None:
     """The library for this CPU, built once a process; None without a C compiler or for a CPU that is not known."""
+    with _BUILDING:  # a thread that comes second waits for what the first one builds
+        return _build()
+
+
+@functools.cache
+def _build() -> Built | None:
     level = cpu_level()
     compiler = _compiler()
     if level is None or compiler is None:
@@ -69,6 +75,7 @@ def build() -> Built | None:
 
 
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+_BUILDING = Lock()
 
 
 def _compiler() -> list[str] | None:

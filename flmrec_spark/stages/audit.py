@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FractionalType
 
@@ -13,65 +13,100 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import DiversityConfig, ScoreConfig
 
 OVER_CAP = "over_cap_"
+_ENTRIES, _N_LISTED = "_flmrec_entries", "_flmrec_n_listed"
 
 
-def user_counts(top_n: DataFrame, users: DataFrame) -> DataFrame:
-    """One row: users, users_listed, users_rejected, users_lost (in, not out), users_unknown (out, not in)."""
-    out = top_n.groupBy(c.USER_ID).agg(F.max(F.col(c.RANK) > 0).alias("is_listed"))
-    joined = users.select(c.USER_ID, F.lit(True).alias("is_in")).join(out, on=[c.USER_ID], how="full")
-    return joined.agg(
-        F.count("is_in").alias("users"),
-        F.count_if(F.col("is_in") & F.col("is_listed")).alias("users_listed"),
-        F.count_if(F.col("is_in") & ~F.col("is_listed")).alias("users_rejected"),
-        F.count_if(F.col("is_listed").isNull()).alias("users_lost"),
-        F.count_if(F.col("is_in").isNull()).alias("users_unknown"),
-    )
-
-
-def list_counts(top_n: DataFrame) -> DataFrame:
-    """One row: rows, rank_gaps, repeated_items, bad_scores, disorders."""
-    order = Window.partitionBy(c.USER_ID).orderBy(c.RANK, c.ITEM_ID)
-    score, item = F.col(c.SCORE), F.col(c.ITEM_ID)
-    last_score, last_item = F.lag(score).over(order), F.lag(item).over(order)
-    is_out_of_order = (score > last_score) | ((score == last_score) & (item <= last_item))
-    rows = top_n.where(F.col(c.RANK) > 0).select(
-        (F.col(c.RANK) != F.row_number().over(order)).alias("is_gap"),
-        (F.row_number().over(Window.partitionBy(c.USER_ID, c.ITEM_ID).orderBy(c.RANK)) > 1).alias("is_repeated"),
-        (F.isnan(score) | ~score.between(0.0, 1.0) | score.isNull()).alias("is_bad"),
-        F.coalesce(is_out_of_order, F.lit(False)).alias("is_out_of_order"),
-    )
-    return rows.agg(
-        F.count("*").alias("rows"),
-        F.count_if("is_gap").alias("rank_gaps"),
-        F.count_if("is_repeated").alias("repeated_items"),
-        F.count_if("is_bad").alias("bad_scores"),
-        F.count_if("is_out_of_order").alias("disorders"),
-    )
-
-
-def item_counts(top_n: DataFrame, prompts: DataFrame, listable: DataFrame, *, n: int) -> DataFrame:
-    """One row: excluded_listed, unlistable_listed, not_candidates, short_lists (shorter than what was left).
+def list_counts(top_n: DataFrame, prompts: DataFrame, listable: DataFrame, *, n: int) -> DataFrame:
+    """One row of counts, by one pass over the lists and one over the users.
 
     Args:
       prompts: rows of `user_prompts`, with the candidates that the run scored.
-      listable: item_id of the items that may be listed.
+      listable: item_id of the items that may be listed, distinct.
+      n: length of a full list.
+
+    Returns:
+      users, users_listed, users_rejected, users_lost (in, not out), users_unknown (out, not in); rows, rank_gaps,
+      repeated_items, bad_scores, disorders; excluded_listed, unlistable_listed, not_candidates; not_full (lists of
+      fewer than n different items, for which `short_lists` says whether more were left).
     """
-    listed = top_n.where(F.col(c.RANK) > 0).groupBy(c.USER_ID).agg(F.collect_set(c.ITEM_ID).alias("listed"))
-    catalogue = listable.agg(F.sort_array(F.collect_set(c.ITEM_ID)).alias("catalogue"))
-    asked = prompts.select(c.USER_ID, c.EXCLUDED, c.CANDIDATES)  # a profile may have columns of any name
-    joined = asked.join(listed, on=[c.USER_ID], how="left").crossJoin(F.broadcast(catalogue))
-    taken = F.coalesce(F.col("listed"), F.array().cast("array<string>"))
-    pool = F.coalesce(F.array_intersect(c.CANDIDATES, "catalogue"), F.col("catalogue"))
-    left = F.size(pool) - F.size(F.array_intersect(F.col(c.EXCLUDED), pool))
-    is_pool = F.col(c.CANDIDATES).isNotNull()
-    return joined.agg(
-        F.coalesce(F.sum(F.size(F.array_intersect(taken, c.EXCLUDED))), F.lit(0)).alias("excluded_listed"),
-        F.coalesce(F.sum(F.size(F.array_except(taken, "catalogue"))), F.lit(0)).alias("unlistable_listed"),
-        F.coalesce(F.sum(F.when(is_pool, F.size(F.array_except(taken, c.CANDIDATES))).otherwise(0)), F.lit(0)).alias(
-            "not_candidates"
-        ),
-        F.count_if(F.col("listed").isNotNull() & (F.size(taken) < F.least(left, F.lit(n)))).alias("short_lists"),
+    is_row, score = F.col(c.RANK) > 0, F.col(c.SCORE)
+    allowed = listable.select(c.ITEM_ID, F.lit(True).alias("may_stand"))
+    by_user = (
+        top_n.join(allowed, on=[c.ITEM_ID], how="left")
+        .groupBy(c.USER_ID)
+        .agg(
+            F.sort_array(F.collect_list(F.when(is_row, F.struct(c.RANK, c.ITEM_ID, c.SCORE)))).alias(_ENTRIES),
+            F.count_if(is_row & F.col("may_stand").isNull()).alias("unlistable"),
+            F.count_if(is_row & (F.isnan(score) | ~score.between(0.0, 1.0) | score.isNull())).alias("bad"),
+        )
     )
+    asked = prompts.select(c.USER_ID, c.EXCLUDED, c.CANDIDATES, F.lit(True).alias("is_in"))
+    both = asked.join(by_user, on=[c.USER_ID], how="full")  # a profile may have columns of any name
+    n_rows, taken = F.size(_ENTRIES), F.array_distinct(F.transform(_ENTRIES, lambda entry: entry[c.ITEM_ID]))
+    return both.select(
+        F.col("is_in"),
+        F.col(_ENTRIES).isNotNull().alias("is_out"),
+        F.greatest(n_rows, F.lit(0)).alias("rows"),
+        F.size(F.filter(_ENTRIES, lambda entry, at: entry[c.RANK] != at + 1)).alias("gaps"),
+        (n_rows - F.size(taken)).alias("repeated"),
+        F.size(F.filter(_ENTRIES, lambda entry, at: _is_behind(F.get(_ENTRIES, at - 1), entry))).alias("disorders"),
+        F.size(F.array_intersect(taken, c.EXCLUDED)).alias("excluded"),
+        F.size(F.array_except(taken, c.CANDIDATES)).alias("not_candidates"),
+        F.size(taken).alias(_N_LISTED),
+        "unlistable",
+        "bad",
+    ).agg(
+        F.count("is_in").alias("users"),
+        F.count_if(F.col("is_in") & (F.col("rows") > 0)).alias("users_listed"),
+        F.count_if(F.col("is_in") & F.col("is_out") & (F.col("rows") == 0)).alias("users_rejected"),
+        F.count_if(F.col("is_in") & ~F.col("is_out")).alias("users_lost"),
+        F.count_if(F.col("is_in").isNull()).alias("users_unknown"),
+        *_sums(
+            rows="rows",
+            rank_gaps="gaps",
+            repeated_items="repeated",
+            bad_scores="bad",
+            disorders="disorders",
+            excluded_listed="excluded",
+            unlistable_listed="unlistable",
+            not_candidates="not_candidates",
+        ),
+        F.count_if(F.col("is_in") & F.col(_N_LISTED).between(1, n - 1)).alias("not_full"),
+    )
+
+
+def _is_behind(last: Column, entry: Column) -> Column:
+    """Whether a row stands behind one that it should stand before; false for the first, whose last one is null."""
+    is_before = (entry[c.SCORE] > last[c.SCORE]) | (
+        (entry[c.SCORE] == last[c.SCORE]) & (entry[c.ITEM_ID] <= last[c.ITEM_ID])
+    )
+    return F.coalesce(is_before, F.lit(False))
+
+
+def _sums(**columns: str) -> Iterator[Column]:
+    """Sums of sizes; that of a null is null, or -1, and counts nothing."""
+    for name, column in columns.items():
+        yield F.coalesce(F.sum(F.greatest(F.col(column), F.lit(0))), F.lit(0)).alias(name)
+
+
+def short_lists(top_n: DataFrame, prompts: DataFrame, listable: DataFrame, *, n: int) -> DataFrame:
+    """One row: short_lists, lists of fewer than n items whose users had more left; arguments as of `list_counts`.
+
+    Looks at the users of such lists alone, and at no more items of each than were excluded or are candidates.
+    """
+    taken = top_n.where(F.col(c.RANK) > 0).groupBy(c.USER_ID).agg(F.count_distinct(c.ITEM_ID).alias(_N_LISTED))
+    asked = prompts.select(c.USER_ID, c.EXCLUDED, c.CANDIDATES).join(taken.where(F.col(_N_LISTED) < n), on=[c.USER_ID])
+    has_pool = F.col(c.CANDIDATES).isNotNull()
+    looked_at = F.when(has_pool, F.array_except(c.CANDIDATES, c.EXCLUDED)).otherwise(F.col(c.EXCLUDED))
+    rows = asked.select(c.USER_ID, _N_LISTED, has_pool.alias("has_pool"), F.explode_outer(looked_at).alias(c.ITEM_ID))
+    found = (
+        rows.join(listable.select(c.ITEM_ID, F.lit(1).alias("is_there")), on=[c.ITEM_ID], how="left")
+        .groupBy(c.USER_ID, _N_LISTED, "has_pool")
+        .agg(F.count("is_there").alias("there"))
+        .crossJoin(F.broadcast(listable.agg(F.count("*").alias("all"))))
+    )
+    left = F.when(F.col("has_pool"), F.col("there")).otherwise(F.col("all") - F.col("there"))
+    return found.agg(F.count_if(F.col(_N_LISTED) < F.least(left, F.lit(n))).alias("short_lists"))
 
 
 def cap_counts(top_n: DataFrame, items: DataFrame, diversity: DiversityConfig) -> Iterator[DataFrame]:
@@ -98,7 +133,7 @@ def _values(items: DataFrame, name: str, separator: str | None) -> Column:
 
 
 def faults(counts: Mapping[str, int], config: ScoreConfig, *, n_items: int, n_rejected_items: int) -> Sequence[str]:
-    """What the counts of the three functions above say against publishing; empty when nothing does."""
+    """What the counts of the functions above say against publishing; empty when nothing does."""
     must_be_zero = {
         "users_lost": "users came in and are neither listed nor rejected",
         "users_unknown": "listed users are not in the table users",

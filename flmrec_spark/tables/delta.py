@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,19 @@ class Tables:
 
     def version(self, name: str) -> int:
         """The version that `read` sees now. Raises InputError when the table is not there."""
+        return self.state(name)[0]
+
+    def state(self, name: str) -> tuple[int, dict[str, Any]]:
+        """The version that `read` sees now, and what made its rows: the newest of `commits`.
+
+        Raises:
+          InputError: the table is not there.
+        """
         self.read(name)
-        return int(self._delta(name).history(1).collect()[0]["version"])
+        last = self._delta(name).history(1).collect()[0]
+        if last["operation"] not in _SAME_ROWS:
+            return int(last["version"]), _parsed(last["userMetadata"])
+        return int(last["version"]), next(iter(self.commits(name)), {})
 
     def commits(self, name: str) -> list[dict[str, Any]]:
         """What made each version that changed rows, newest first: the metadata given to `replace`, {} if foreign."""
@@ -110,12 +122,11 @@ class Tables:
     def register(self, name: str) -> None:
         """Gives a table that is there its name in the catalog, if that lacks it."""
         if not self._expect_name(name):
-            place = self.place(name).replace("\\", "\\\\").replace("'", "\\'")
-            self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._catalog_name(name)} USING DELTA LOCATION '{place}'")
+            self._name(name)
 
     def create_view(self, name: str, query: str) -> None:
         """A catalog view, replaced when it is there."""
-        self._create_database()
+        assert self._has_database
         self.spark.sql(f"CREATE OR REPLACE VIEW {self._catalog_name(name)} AS {query}")
 
     def reference(self, name: str) -> str:
@@ -125,7 +136,9 @@ class Tables:
     def _write(self, schema: TableSchema, frame: DataFrame, metadata: Metadata, options: Mapping[str, str]) -> None:
         selected = schema.select(frame)
         new = not self.exists(schema.name)
-        self.expect_room(schema)
+        if not new:
+            self._expect_ours(schema)
+        is_named = self._expect_name(schema.name)
         writer = selected.write.format("delta").mode("overwrite").option("userMetadata", json.dumps(metadata))
         for key, value in options.items():
             writer = writer.option(key, value)
@@ -138,7 +151,8 @@ class Tables:
                 writer.saveAsTable(self._catalog_name(schema.name))
             else:
                 writer.save(self.place(schema.name))
-        self.register(schema.name)
+        if not is_named:
+            self._name(schema.name)
         if new:
             comment = schema.comment.replace("'", "\\'")
             self.spark.sql(f"COMMENT ON TABLE {self._catalog_name(schema.name)} IS '{comment}'")
@@ -158,7 +172,7 @@ class Tables:
 
     def _expect_name(self, name: str) -> bool:
         """Whether the catalog has the name for our place. Raises ConflictError when it is something else's."""
-        self._create_database()
+        assert self._has_database
         if self.config.root is None:
             return True
         # Neither tableExists nor DESCRIBE answers for a table whose folder was removed.
@@ -174,8 +188,15 @@ class Tables:
             )
         return True
 
-    def _create_database(self) -> None:
+    def _name(self, name: str) -> None:
+        place = self.place(name).replace("\\", "\\\\").replace("'", "\\'")
+        self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._catalog_name(name)} USING DELTA LOCATION '{place}'")
+
+    @cached_property
+    def _has_database(self) -> bool:
+        """True: it is made when it is missed for the first time."""
         self.spark.sql(f"CREATE DATABASE IF NOT EXISTS {self.config.database}")
+        return True
 
     def _catalog_name(self, name: str) -> str:
         return f"{self.config.database}.{name}"

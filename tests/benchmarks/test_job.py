@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import job
+from benchmarks import job, job_world
 
 
 def test_the_shape_of_the_made_world() -> None:
-    history = job.made_history(np.random.default_rng(1), 6040, 3706)
+    history = job_world.made_history(np.random.default_rng(1), 6040, 3706)
     lengths = np.array([len(row) for row in history])
     assert all(len(set(row.tolist())) == len(row) for row in history[:200])
     assert lengths.min() >= 20

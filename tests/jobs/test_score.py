@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyspark
 import pytest
 from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
@@ -32,7 +26,6 @@ from tests.prepared import prepared_rows, write_prepared
 from tests.scored import pair_scores, write_checkpoint
 from tests.world import ITEMS, USERS, write_config
 
-ROOT = Path(__file__).parents[2]
 SCORE = {"n": 3, "partitions": 2, "min_coverage": 0.9, "max_reject_share": 0.1}
 COLD, VERBOSE = "new o'user", "verbose"
 LISTED_USERS = {*USERS, COLD}
@@ -382,96 +375,3 @@ def test_what_stands_in_the_way_is_told_before_anything_is_staged(
     assert line.startswith("flmrec score: ")
     assert all(part in line for part in told.split(".*"))
     assert not (world / "tables/top_n").exists()
-
-
-@pytest.fixture
-def submit(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """spark-submit in a process group of its own, with the project's environment; ended with the test."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    home = tmp_path / "spark"  # a local cluster works below its Spark's home
-    home.mkdir()
-    for part in Path(pyspark.__file__).parent.iterdir():
-        (home / part.name).symlink_to(part)
-    environment = {**os.environ, "PATH": path, "SPARK_HOME": str(home)}
-    started = []
-
-    def start(*command: str) -> subprocess.Popen[str]:
-        # Spark joins the two streams of a Python driver in its own standard output.
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(
-            ["spark-submit", *command], cwd=tmp_path, env=environment, start_new_session=True, **pipes
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def test_a_driver_killed_while_it_scores_ends_in_the_table_of_an_unbroken_run(
-    world: Path, published: Path, submit: Callable[..., subprocess.Popen[str]]
-) -> None:
-    command = (str(ROOT / "jobs/score.py"), "--config", str(world / "config.yaml"), "--run-id", "first")
-    process = submit(*command, "score.partitions=40")
-    while not list((world / "tables").glob("top_n/*/*.parquet")):  # the first tasks are done, others are to come
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.05)
-            pytest.fail(f"ended before it could be killed: {process.communicate()}")
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not list((world / "tables").glob("top_n/_delta_log/*.json"))
-    assert not (world / "tables/recommendations").exists()
-    again = submit(*command, "score.partitions=40")
-    printed, told = again.communicate()
-    assert again.returncode == 0, printed + told
-    assert json.loads(printed.splitlines()[-1])["status"] == "done"
-    for name in ("recommendations", "top_n", "rejects"):
-        assert rows_of_first(world, name) == rows_of_first(published, name)
-
-
-DRIVER = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from flmrec_spark.config import load_config
-from flmrec_spark.session import session
-from jobs import score
-spark = session(load_config(sys.argv[2]).tables, app_name="flmrec test")
-plain = score.main(["--config", sys.argv[2], "--run-id", "first", "score.partitions=6"])
-bundles = [str(folder.parent.parent) for folder in Path(sys.argv[3]).glob("**/flmrec/*/items.arrow")]
-on_gpu = score.main(["--config", sys.argv[2], "--run-id", "gpu", "score.gpus_per_task=1"])
-print(json.dumps({"plain": plain, "bundles": bundles, "on_gpu": on_gpu}))
-spark.stop()
-"""
-
-
-def test_two_executors_give_the_lists_of_one_and_a_gpu_without_cuda_is_told(
-    world: Path, published: Path, submit: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    driver, gpus = tmp_path / "driver.py", tmp_path / "gpus"
-    driver.write_text(DRIVER)
-    gpus.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0"]}\'\n')
-    gpus.chmod(0o755)
-    settings = {
-        f"spark.{part}.resource.gpu.{name}": value
-        for part in ("worker", "executor")
-        for name, value in (("amount", "1"), ("discoveryScript", str(gpus)))
-    }
-    flags = [flag for key, value in settings.items() for flag in ("--conf", f"{key}={value}")]
-    arguments = [str(ROOT), str(world / "config.yaml"), str(tmp_path / "spark/work")]
-    process = submit("--master", "local-cluster[2,1,1024]", *flags, str(driver), *arguments)
-    printed, told = process.communicate()
-    assert process.returncode == 0, printed + told
-    found = json.loads(printed.splitlines()[-1])
-    assert (found["plain"], found["on_gpu"]) == (0, 5), printed
-    told = next(json.loads(line) for line in printed.splitlines() if line.startswith('{"job": "score"'))
-    assert (told["workers"], told["model_loads"]) == (2, 2)  # one process on each executor, one model in each
-    assert len(found["bundles"]) == len(set(found["bundles"])) == 2  # once in each executor's folder
-    assert rows(world, "recommendations") == rows(published, "recommendations")
-    assert [line for line in printed.splitlines() if line.startswith("flmrec score: ")] == [
-        "flmrec score: EnvironmentFault: score.gpus_per_task: got a GPU from Spark, "
-        "but torch finds no CUDA device on the executor"
-    ]

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pyspark
 import pytest
 from pyspark.sql import SparkSession
 
 from flmrec_spark import dry_run
-from tests.jobs.test_score import COLD, copied, rows, run, runs, versions, world_rows
+from tests.jobs.test_score import COLD, copied, run, runs, versions, world_rows
 from tests.prepared import write_prepared
 from tests.scored import write_checkpoint
 from tests.world import ITEMS
 
-ROOT = Path(__file__).parents[2]
 PARTS = {"start", "ship", "items", "score", "write"}
 
 Capture = pytest.CaptureFixture[str]
@@ -122,38 +118,3 @@ def test_the_expected_time_is_the_work_over_the_rate_that_was_tried(
     users = len(world_rows()["users"])
     least = users * (2 * 3 * (4 * 24**2 + 2 * 24 * 48) * 10) / 1e5  # ten tokens a user through three layers, no item
     assert work > 0.9 * least / (2 * (os.cpu_count() or 1))
-
-
-CLUSTER = """
-import sys
-if "pyspark.daemon" in sys.orig_argv:  # a GPU that is a CPU: what is counted is who loads a model for it
-    from flmrec_spark.lm import worker
-    worker.device_of = lambda addresses, visible: "cpu"
-"""
-
-
-def test_an_executor_loads_one_model_for_its_gpu_however_many_cores_it_has(prepared: Path, tmp_path: Path) -> None:
-    world = copied(prepared, tmp_path / "world")
-    home, gpus, patch = tmp_path / "spark", tmp_path / "gpus", tmp_path / "patch"
-    home.mkdir()
-    patch.mkdir()
-    for part in Path(pyspark.__file__).parent.iterdir():
-        (home / part.name).symlink_to(part)
-    (patch / "sitecustomize.py").write_text(CLUSTER)
-    gpus.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0"]}\'\n')
-    gpus.chmod(0o755)
-    settings = [
-        f"spark.{part}.resource.gpu.{name}={value}"
-        for part in ("worker", "executor")
-        for name, value in (("amount", "1"), ("discoveryScript", str(gpus)))
-    ]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "SPARK_HOME": str(home), "PYTHONPATH": f"{patch}{os.pathsep}{ROOT}"}
-    flags = [flag for setting in settings for flag in ("--conf", setting)]
-    job = [str(ROOT / "jobs/score.py"), "--config", str(world / "config.yaml"), "score.gpus_per_task=1"]
-    command = ["spark-submit", "--master", "local-cluster[1,2,1024]", *flags, *job, "score.partitions=6"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["workers"], told["model_loads"]) == (1, 1)
-    assert len(rows(world, "recommendations")) == told["rows"]

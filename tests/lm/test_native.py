@@ -189,13 +189,13 @@ def test_layers_whose_sides_no_vector_divides_are_left_in_float32(kernel):
 def test_without_a_compiler_there_is_no_kernel(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    assert native.build.__wrapped__() is None
+    assert native._build.__wrapped__() is None
     assert native.load(None) is None
 
 
 def test_a_compiler_that_fails_is_none(monkeypatch):
     monkeypatch.setenv("CC", "false")
-    assert native.build.__wrapped__() is None
+    assert native._build.__wrapped__() is None
 
 
 def test_a_library_for_another_cpu_is_not_loaded(monkeypatch):

@@ -50,8 +50,8 @@ def counted(spark: SparkSession, lists: Rows, prompts: list[Any] | None = None) 
     schema = "user_id string, listed string, excluded array<string>, candidates array<string>"
     asked = spark.createDataFrame(PROMPTS if prompts is None else prompts, schema).coalesce(1)
     listable = spark.createDataFrame([(item,) for item in LISTABLE], "item_id string").coalesce(1)
-    found: DataFrame = audit.user_counts(top_n, asked).crossJoin(audit.list_counts(top_n))
-    return found.crossJoin(audit.item_counts(top_n, asked, listable, n=2)).collect()[0].asDict()
+    found: DataFrame = audit.list_counts(top_n, asked, listable, n=2)
+    return found.crossJoin(audit.short_lists(top_n, asked, listable, n=2)).collect()[0].asDict()
 
 
 judged = partial(audit.faults, n_items=4, n_rejected_items=0)
@@ -60,7 +60,7 @@ judged = partial(audit.faults, n_items=4, n_rejected_items=0)
 def test_clean_lists_have_no_fault(spark: SparkSession) -> None:
     counts = counted(spark, rows())
     assert judged(counts, RULES) == []
-    given = {"users": 4, "users_listed": 3, "users_rejected": 1, "rows": 5}
+    given = {"users": 4, "users_listed": 3, "users_rejected": 1, "rows": 5, "not_full": 1}
     assert counts == dict.fromkeys(counts, 0) | given
 
 
