@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from flmrec_spark import columns as c
 from flmrec_spark import list_metrics
@@ -93,6 +92,8 @@ def catalogue_rows(items: DataFrame, history: DataFrame) -> DataFrame:
 
 def catalogue(rows: pa.Table) -> Catalogue:
     """Collected `catalogue_rows`. A word is a run of letters or digits, of any length and script."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # here: seconds to import, and not every run fits one
+
     rows = rows.sort_by(c.ITEM_ID)
     counts = rows[N_HISTORY].to_numpy()
     texts = rows[TEXT].to_pylist()

@@ -17,7 +17,6 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark.ml.recommendation import ALS
 from pyspark.sql import SparkSession
 
 from flmrec_spark.stages.baselines.world import Floats, User, World
@@ -46,6 +45,8 @@ class Als:
 
 
 def als(world: World, spark: SparkSession) -> Als:
+    from pyspark.ml.recommendation import ALS  # here: seconds to import, and not every run fits one
+
     likes = world.likes.tocoo()
     factors = np.zeros((len(world.item_ids), RANK), dtype=np.float32)
     if likes.nnz:

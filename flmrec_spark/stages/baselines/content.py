@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from flmrec_spark.stages.baselines.world import Floats, User
 
@@ -40,6 +39,8 @@ class Content:
 
 def tf_idf(texts: Sequence[str]) -> Content:
     """Item texts in the order of their places."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # here: seconds to import, and not every run fits one
+
     vectorizer = TfidfVectorizer(token_pattern=_TOKEN, ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_WORDS)
     try:
         return Content(vectorizer.fit_transform(texts).tocsr())

@@ -16,8 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction import DictVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from flmrec_spark.prompts import as_text
 from flmrec_spark.stages.baselines.world import Floats, User, World, feature_rows, logit
@@ -45,6 +43,8 @@ class Logistic:
 
 
 def logistic_regression(world: World) -> Logistic:
+    from sklearn.linear_model import LogisticRegression  # here: seconds to import, and not every run fits one
+
     n_users, n_items = len(world.user_ids), len(world.item_ids)
     if len(np.unique(world.liked)) < 2:  # nothing tells users or items apart
         return Logistic(np.full(n_items, float(logit(world.mean))), {}, {}, {})
@@ -77,6 +77,8 @@ def _matrix(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str], Scales]:
     kept = {name for name, n in counts.most_common(MAX_FEATURES) if n >= MIN_COUNT}
     if not kept:
         return sparse.csr_matrix((len(rows), 0)), [], scales
+    from sklearn.feature_extraction import DictVectorizer  # here: seconds to import, and not every run fits one
+
     vectorizer = DictVectorizer()
     matrix = vectorizer.fit_transform([{name: row[name] for name in row if name in kept} for row in named])
     return matrix.tocsr(), list(vectorizer.get_feature_names_out()), scales

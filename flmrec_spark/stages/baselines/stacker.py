@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from flmrec_spark.errors import InputError
 from flmrec_spark.stages.baselines.world import Floats
@@ -37,6 +36,8 @@ def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
     Raises:
       InputError: the labels are all the same.
     """
+    from sklearn.linear_model import LogisticRegression  # here: seconds to import, and not every run fits one
+
     if len(np.unique(labels)) < 2:
         raise InputError(f"hybrid: got {len(labels)} rows of one label, expected both in split valid")
     has_any = ~np.isnan(features).all(axis=0)
