@@ -8,9 +8,9 @@ names a folder of trained ones, `layer` and `attention`, of which `auto` takes t
 finetune.py with model.join, checkpoint=FOLDER/JOIN and conf/movielens.yaml prompts.template=en prompts.user_tokens=100
 prompts.item_tokens=24 prompts.history_length=30 model.collaborative.dimension=0 makes them.
 
-`scorer_s` is the time of the scorer alone: the same prompts in a plain loop, one process per core,
-extrapolated from a sample of the users; `spark_share` is what of the wall time it does not explain; `dry_run_s` is what
---dry-run said. All is made in a temporary folder and removed.
+`scorer_s` is the time of the scorer alone: the same prompts in a plain loop, one process per core, extrapolated from a
+sample of the users; `busy_s` is what a task of the job spent in it; `spark_share` is what of the wall time `scorer_s`
+does not explain; `dry_run_s` is what --dry-run said. All is made in a temporary folder and removed.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def run_case(arguments: argparse.Namespace, case: str, folder: Path) -> dict[str
         "pairs_per_s": told["pairs"] / done.wall_s,
         "wall_s": done.wall_s,
         **{f"{part}_s": told["seconds"][part] for part in PARTS},
+        "busy_s": told["scorer_ms"] / 1000 / told["workers"],
         "peak_rss_gb": done.peak_rss_gb,
         "peak_pss_gb": done.peak_pss_gb,
         "dry_run_s": dry_s,

@@ -157,7 +157,7 @@ class Scorer:
 
         def encode_block(start: int, stop: int) -> None:
             block = Segment.of(tokens.part(start, stop), self.device)
-            blocks.append(self.model.encode_items(block.ids, block.lengths, block.factors))
+            blocks.append(self.model.encode_items(block.ids, block.lengths, block.factors).compact())
 
         self._encode_blocks.run(len(tokens), encode_block)
         return concatenated(blocks)

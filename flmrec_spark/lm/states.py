@@ -73,6 +73,11 @@ class ItemStates:
         hidden, query, own, own_lse, mask = (part[index] if len(part) else part for part in self.parts())
         return ItemStates(hidden, query, own, own_lse, mask)
 
+    def compact(self) -> ItemStates:
+        """The same without what its parts are views of: a score token's state would keep those of all tokens alive."""
+        hidden, query, own, own_lse, mask = (part.contiguous() for part in self.parts())
+        return ItemStates(hidden, query, own, own_lse, mask)
+
     def padded(self, n_tokens: int, *, keeps_tokens: bool) -> ItemStates:
         """As if the items had been encoded with more padding: S = n_tokens, and Q too where every token is kept."""
         n_more = n_tokens - self.hidden_mask.shape[1]

@@ -34,6 +34,7 @@ def test_a_tiny_run_says_where_its_time_went(tmp_path: Path, capsys: pytest.Capt
     assert 0.7 * row["wall_s"] < parts < row["wall_s"]  # Spark's own end is not in its record
     assert 0.5 < row["peak_pss_gb"] < row["peak_rss_gb"] < 10
     assert 0 < row["scorer_s"] < row["wall_s"]
+    assert 0 < row["busy_s"] < row["score_s"]
     assert row["spark_share"] == pytest.approx(1 - row["scorer_s"] / row["wall_s"])
     assert row["dry_run_error"] == pytest.approx(row["dry_run_s"] / row["wall_s"] - 1)
     assert "by time and memory" in capsys.readouterr().out

@@ -162,3 +162,13 @@ def test_the_best_are_those_of_a_full_sort_with_ties_by_place(scores, n, allowed
 def test_a_list_is_shorter_when_fewer_items_are_allowed():
     assert best(np.array([0.1, 0.9, 0.5]), 5, allowed=np.array([True, False, True])).tolist() == [2, 0]
     assert best(np.array([0.1]), 5, allowed=np.array([False])).tolist() == []
+
+
+@pytest.mark.parametrize(("join", "join_layer"), [form for form in FORMS if form[0] != "full"])
+def test_item_states_keep_nothing_alive_that_they_do_not_hold(join, join_layer, monkeypatch):
+    """Of one block: joining several would copy what is kept of each."""
+    kept = []
+    monkeypatch.setattr(module, "concatenated", lambda blocks: kept.extend(blocks) or blocks[0])
+    Scorer(segmented(join, join_layer), catalog()).encode(catalog())
+    for part in kept[0].parts():
+        assert part.untyped_storage().nbytes() == part.numel() * part.itemsize
