@@ -15,6 +15,7 @@ from flmrec_spark.errors import InputError
 from flmrec_spark.stages.baselines.world import Floats
 
 MAX_ITERATIONS = 1000
+_ROUNDING = 1e-9  # deviation of a constant, in units of itself
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
     center, deviation = np.zeros(features.shape[1]), np.ones(features.shape[1])
     center[has_any] = np.nanmean(features[:, has_any], axis=0)
     deviation[has_any] = np.nanstd(features[:, has_any], axis=0)
-    scale = np.where(deviation > 0, deviation, 1.0)
+    # A constant's deviation may be its rounding, by which any other value would be divided into a certainty.
+    scale = np.where(deviation > _ROUNDING * np.maximum(1.0, np.abs(center)), deviation, 1.0)
     model = LogisticRegression(max_iter=MAX_ITERATIONS)
     model.fit(standardised(features, center, scale), labels, sample_weight=weights)
     return Stacker(center, scale, model.coef_[0].astype(np.float64), float(model.intercept_[0]))

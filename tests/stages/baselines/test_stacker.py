@@ -46,3 +46,18 @@ def test_one_label_is_refused() -> None:
 def test_every_user_weighs_the_same_on_both_sides() -> None:
     users, labels = np.array([0, 0, 0, 1, 1]), np.array([True, False, False, True, False])
     assert stacker.even_weights(users, labels).tolist() == [1.0, 0.5, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("constant", [0.1, -0.2518115, 1e6])
+def test_a_part_that_is_constant_up_to_its_rounding_weighs_nothing_when_it_is_another_constant_later(
+    constant: float,
+) -> None:
+    """As an item mean of items that nobody has met: it moves with the mean of all, from fit to use."""
+    random = np.random.default_rng(3)
+    labels = random.random(500) < 0.5
+    told = labels + random.normal(size=500)
+    nearly = np.full(500, constant) * (1 + np.finfo(float).eps * random.integers(-2, 3, 500))
+    found = stacker.fit(np.column_stack([told, nearly]), labels)
+    alone = stacker.fit(told[:, None], labels).probability(told[:, None])
+    later = found.probability(np.column_stack([told, np.full(500, constant + 0.3)]))
+    np.testing.assert_allclose(later, alone, atol=1e-6)
