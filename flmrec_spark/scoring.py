@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -92,21 +90,6 @@ def progress(job: Job, made_of: str, *, is_named: bool) -> str:
 def tools(job: Job) -> Tools:
     """What baselines are fitted with."""
     return Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
-
-
-def warm_up(job: Job) -> None:
-    """Has the executors' processes import what they will need while the driver is busy with other things.
-
-    Nobody waits for it, and nothing depends on it. With GPUs a stage has processes of its own.
-    """
-    if job.config.score.gpus_per_task:
-        return
-
-    def imports() -> None:
-        with suppress(Exception):
-            scores.imported(job.spark, tasks=job.spark.sparkContext.defaultParallelism).collect()
-
-    Thread(target=imports, daemon=True).start()
 
 
 def make_ready(job: Job, shipped: Shipped, prompts: DataFrame) -> tuple[Shipped, partitions.Work]:

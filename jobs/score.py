@@ -140,8 +140,6 @@ def _candidates(job: Job) -> DataFrame | None:
 
 
 def _recommender(job: Job) -> Recommender:
-    if job.config.score.strategy in NEEDS_CHECKPOINT:
-        scoring.warm_up(job)
     with job.timed("ship"):
         found = recommender(
             job.config.score,

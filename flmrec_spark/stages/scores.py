@@ -97,18 +97,6 @@ def profile_columns(prompts: DataFrame) -> list[str]:
     return [column for column in prompts.columns if column not in _RESERVED]
 
 
-def imported(spark: SparkSession, *, tasks: int) -> DataFrame:
-    """Imports torch and transformers in every Python process that has not done it yet: seconds of each; no rows."""
-
-    def imports(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from flmrec_spark.lm import worker  # noqa: F401
-
-        for _ in batches:
-            yield from ()
-
-    return spark.range(0, tasks, 1, tasks).mapInArrow(imports, "id long")
-
-
 def make_ready(spark: SparkSession, shipped: Shipped, *, tasks: int) -> DataFrame:
     """Loads the model in every Python process and makes the item states of every executor, one row per task.
 

@@ -126,8 +126,7 @@ class Tables:
 
     def create_view(self, name: str, query: str) -> None:
         """A catalog view, replaced when it is there."""
-        assert self._has_database
-        self.spark.sql(f"CREATE OR REPLACE VIEW {self._catalog_name(name)} AS {query}")
+        self.spark.sql(f"CREATE OR REPLACE VIEW {self._made_database}.{name} AS {query}")
 
     def reference(self, name: str) -> str:
         """How SQL of any session names the table."""
@@ -172,11 +171,11 @@ class Tables:
 
     def _expect_name(self, name: str) -> bool:
         """Whether the catalog has the name for our place. Raises ConflictError when it is something else's."""
-        assert self._has_database
+        database = self._made_database
         if self.config.root is None:
             return True
         # Neither tableExists nor DESCRIBE answers for a table whose folder was removed.
-        found = self.spark.sql(f"SHOW TABLE EXTENDED IN {self.config.database} LIKE '{name}'").collect()
+        found = self.spark.sql(f"SHOW TABLE EXTENDED IN {database} LIKE '{name}'").collect()
         if not found:
             return False
         located = re.search(r"^Location: (?:file:/*(?=/))?(.*)$", str(found[0]["information"]), re.MULTILINE)
@@ -193,10 +192,10 @@ class Tables:
         self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._catalog_name(name)} USING DELTA LOCATION '{place}'")
 
     @cached_property
-    def _has_database(self) -> bool:
-        """True: it is made when it is missed for the first time."""
+    def _made_database(self) -> str:
+        """The database, made where it is not there when it is first asked for."""
         self.spark.sql(f"CREATE DATABASE IF NOT EXISTS {self.config.database}")
-        return True
+        return self.config.database
 
     def _catalog_name(self, name: str) -> str:
         return f"{self.config.database}.{name}"

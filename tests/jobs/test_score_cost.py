@@ -12,27 +12,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 from flmrec_spark import dry_run
-from tests.jobs.test_score import COLD, copied, run, runs, versions, world_rows
-from tests.prepared import write_prepared
-from tests.scored import write_checkpoint
+from tests.score_world import COLD, run, runs, versions, world_rows
 from tests.world import ITEMS
 
 PARTS = {"start", "ship", "items", "score", "write"}
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cost")
-    write_prepared(folder / "tables", world_rows())
-    write_checkpoint(folder / "checkpoint")
-    return folder
-
-
-@pytest.fixture
-def world(spark: SparkSession, prepared: Path, tmp_path: Path) -> Path:
-    return copied(prepared, tmp_path / "world")
 
 
 def last_line(capsys: Capture) -> dict[str, Any]:

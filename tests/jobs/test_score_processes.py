@@ -14,36 +14,12 @@ from typing import Any
 
 import pyspark
 import pytest
-from pyspark.sql import SparkSession
 
-from tests.jobs.test_score import copied, rows, rows_of_first, run, world_rows
-from tests.prepared import write_prepared
-from tests.scored import write_checkpoint
+from tests.score_world import rows, rows_of_first, run
 
 ROOT = Path(__file__).parents[2]
 
 Submit = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("processes")
-    write_prepared(folder / "tables", world_rows())
-    write_checkpoint(folder / "checkpoint")
-    return folder
-
-
-@pytest.fixture
-def world(spark: SparkSession, prepared: Path, tmp_path: Path) -> Path:
-    return copied(prepared, tmp_path / "world")
-
-
-@pytest.fixture(scope="module")
-def published(spark: SparkSession, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world with run `first`, unbroken and by one process of Spark."""
-    folder = copied(prepared, tmp_path_factory.mktemp("published") / "world", database="processes_published")
-    assert run(folder, "--run-id", "first") == 0
-    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 
 from flmrec_spark.config import ScoreConfig
 from flmrec_spark.ship import ship
-from flmrec_spark.stages.scores import Shipped, imported, make_ready, scores
+from flmrec_spark.stages.scores import Shipped, make_ready, scores
 from flmrec_spark.stages.user_prompts import user_prompts
 from tests.scored import HISTORY_LENGTH, write_checkpoint
 from tests.world import ITEMS
@@ -73,9 +73,3 @@ def test_a_user_of_200_000_interactions_needs_no_more_memory_than_its_ids(
     workers = shipped.usage.loads()
     grown = max(after[name] - before.get(name, after[name]) for name in workers)
     assert grown < 150  # MiB; 200,000 ids are 3 MB of text
-
-
-def test_a_warm_up_gives_no_rows_and_counts_as_no_load(spark: SparkSession, shipped: Shipped) -> None:
-    before = shipped.usage.loads()
-    assert imported(spark, tasks=3).collect() == []
-    assert shipped.usage.loads() == before
