@@ -165,12 +165,12 @@ def _send(
     spark: SparkSession, folder: Path, items: pa.Table, limit_mb: int
 ) -> tuple[str, Broadcast[bytes] | None, str | None]:
     """(digest of the bundle, the broadcast or None, the name of the distributed file or None)."""
-    from flmrec_spark.lm import native, worker
+    from flmrec_spark.lm import bundles, native
 
     # The application's own folder: it lives as long as executors may ask for the file, and Spark removes it.
     target = Path(SparkFiles.getRootDirectory()) / "flmrec-driver" / "bundle.tar"
     target.parent.mkdir(exist_ok=True)
-    worker.pack(folder, items, target, kernel=native.build())
+    bundles.pack(folder, items, target, kernel=native.build())
     with target.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if target.stat().st_size <= limit_mb * _MB:

@@ -1,18 +1,12 @@
 """What a scoring process holds: the unpacked bundle, the model and the catalogue, loaded once per process.
 
-A bundle is one tar of the checkpoint's files and the items. It is unpacked once per executor, under its digest
-and behind a lock, and verified there; the item states are computed once per executor, by all of its processes together,
-and mapped into the memory of each.
+The item states are computed once per executor, by all of its processes together, and mapped into the memory of each.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
-import shutil
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,71 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from filelock import FileLock
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
-from flmrec_spark.lm import checkpoint, item_states, manifest, native
+from flmrec_spark.lm import bundles, checkpoint, item_states, native
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.judge import Judge, Rules
-from flmrec_spark.lm.native import Built, Kernel
+from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.scorer import Index, Scorer
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 
 log = logging.getLogger("flmrec")
 
-ITEMS_FILE = "items.arrow"
 TOKENS, IS_LISTED = "_flmrec_tokens", "_flmrec_is_listed"  # beside columns of any name
-_CHECKPOINT = "checkpoint"
-
-
-def pack(checkpoint_folder: Path, items: pa.Table, target: Path, *, kernel: Built | None = None) -> None:
-    """Writes a bundle: the manifest's files, the kernel's library where the driver could build it, and the items.
-
-    The items carry their tokens and whether they may be listed.
-    """
-    names = [manifest.NAME, *manifest.files(checkpoint_folder)]
-    with tarfile.open(target, "w") as archive:
-        for name in names:
-            archive.add(checkpoint_folder / name, arcname=f"{_CHECKPOINT}/{name}")
-        if kernel is not None:
-            archive.add(kernel.file, arcname=native.bundled_name(kernel.level))
-        sink = io.BytesIO()
-        with pa.ipc.new_file(sink, items.schema) as writer:
-            writer.write_table(items)
-        entry = tarfile.TarInfo(ITEMS_FILE)
-        entry.size = sink.tell()
-        sink.seek(0)
-        archive.addfile(entry, sink)
-
-
-def unpack(root: Path, digest: str, open_bundle: Callable[[], Any]) -> Path:
-    """The bundle's folder on this executor, unpacked by the first process that asks.
-
-    Args:
-      root: folder of the executor.
-      digest: SHA-256 of the bundle, which is its name.
-      open_bundle: gives the tar as a seekable binary stream; called by that first process alone.
-
-    Raises:
-      CheckpointError: a byte was lost on the way.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / digest
-    with FileLock(root / f"{digest}.lock"):
-        if not folder.exists():
-            draft = root / f"{digest}.draft"
-            shutil.rmtree(draft, ignore_errors=True)
-            with open_bundle() as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-                if found != digest:
-                    raise CheckpointError(f"bundle {digest[:12]}: damaged on its way: got SHA-256 {found[:12]}")
-                stream.seek(0)
-                with tarfile.open(fileobj=stream, mode="r:") as archive:
-                    archive.extractall(draft, filter="data")
-            manifest.verify(draft / _CHECKPOINT)  # what a full disk would have spoilt
-            draft.rename(folder)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -169,11 +111,11 @@ def n_loads() -> int:
 def opened(folder: Path) -> tuple[Checkpoint, Catalogue]:
     """What an unpacked bundle holds. Raises CheckpointError when its items are damaged."""
     try:
-        with pa.memory_map(str(folder / ITEMS_FILE)) as source:
+        with pa.memory_map(str(folder / bundles.ITEMS_FILE)) as source:
             catalogue = Catalogue(pa.ipc.open_file(source).read_all())
     except (OSError, pa.ArrowException) as fault:
-        raise CheckpointError(f"{folder / ITEMS_FILE}: damaged: {fault}") from fault
-    return checkpoint.read(folder / _CHECKPOINT), catalogue
+        raise CheckpointError(f"{folder / bundles.ITEMS_FILE}: damaged: {fault}") from fault
+    return checkpoint.read(folder / bundles.CHECKPOINT), catalogue
 
 
 def kernel_of(folder: Path, device: str) -> Kernel | None:

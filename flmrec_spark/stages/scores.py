@@ -57,7 +57,7 @@ class Bundle:
 
     def place(self) -> tuple[Path, str]:
         """The unpacked bundle on this executor and the task's device; torch gets the task's threads."""
-        from flmrec_spark.lm import worker
+        from flmrec_spark.lm import bundles, worker
 
         context = TaskContext.get()
         assert context is not None
@@ -65,7 +65,7 @@ class Bundle:
         addresses = gpus.addresses if gpus is not None else [] if self.uses_gpu else None
         device = worker.device_of(addresses, os.environ.get("CUDA_VISIBLE_DEVICES"))
         worker.use_threads(max(1, context.cpus()))
-        return worker.unpack(Path(SparkFiles.getRootDirectory()) / "flmrec", self.digest, self._open), device
+        return bundles.unpack(Path(SparkFiles.getRootDirectory()) / "flmrec", self.digest, self._open), device
 
     def _open(self) -> Any:
         if self.broadcast is not None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from flmrec_spark.lm import precision, trial, worker
+from flmrec_spark.lm import bundles, precision, trial, worker
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import load_template
@@ -36,10 +36,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         worker.IS_LISTED, pa.array([at % 10 != 0 for at in range(N_ITEMS)])
     )
     table = table.append_column(worker.TOKENS, pa.array(own.items(rows), pa.list_(pa.int32())))
-    worker.pack(folder / "checkpoint", table, folder / "bundle.tar")
+    bundles.pack(folder / "checkpoint", table, folder / "bundle.tar")
     content = (folder / "bundle.tar").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    return worker.unpack(folder / "executor", digest, lambda: io.BytesIO(content))
+    return bundles.unpack(folder / "executor", digest, lambda: io.BytesIO(content))
 
 
 def choose(bundle: Path, monkeypatch: pytest.MonkeyPatch, rates: dict[str, float], users: Any = USERS) -> trial.Choice:

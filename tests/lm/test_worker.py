@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
-from flmrec_spark.lm import checkpoint, manifest, worker
+from flmrec_spark.lm import bundles, checkpoint, manifest, worker
 from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.model import SegmentedModel
@@ -48,14 +48,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
     tokens = [segment or [] for segment in own.items(rows)]
     table = table.append_column(worker.TOKENS, pa.array(tokens, pa.list_(pa.int32())))
     (folder / "checkpoint/unlisted.bin").write_bytes(b"not to be sent")
-    worker.pack(folder / "checkpoint", table, folder / "bundle.tar")
+    bundles.pack(folder / "checkpoint", table, folder / "bundle.tar")
     content = (folder / "bundle.tar").read_bytes()
     return content, hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture
 def unpacked(bundle: tuple[bytes, str], tmp_path: Path) -> Path:
-    return worker.unpack(tmp_path / "executor", bundle[1], lambda: io.BytesIO(bundle[0]))
+    return bundles.unpack(tmp_path / "executor", bundle[1], lambda: io.BytesIO(bundle[0]))
 
 
 def fail() -> io.BytesIO:
@@ -67,11 +67,11 @@ def test_a_bundle_is_unpacked_under_its_digest_and_holds_the_listed_files_alone(
     assert manifest.verify(unpacked / "checkpoint")
     names = {str(file.relative_to(unpacked)) for file in unpacked.rglob("*") if file.is_file()}
     listed = {f"checkpoint/{name}" for name in manifest.files(unpacked / "checkpoint")}
-    assert names == {*listed, "checkpoint/manifest.json", worker.ITEMS_FILE}
+    assert names == {*listed, "checkpoint/manifest.json", bundles.ITEMS_FILE}
 
 
 def test_a_bundle_is_opened_once(bundle, unpacked):
-    assert worker.unpack(unpacked.parent, bundle[1], fail) == unpacked
+    assert bundles.unpack(unpacked.parent, bundle[1], fail) == unpacked
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
@@ -79,16 +79,16 @@ def test_a_bundle_that_lost_a_bit_is_refused_and_leaves_no_folder(bundle, tmp_pa
     content = bytearray(bundle[0])
     content[int(share * len(content))] ^= 1
     with pytest.raises(CheckpointError, match=f"bundle {bundle[1][:12]}: damaged on its way"):
-        worker.unpack(tmp_path / "executor", bundle[1], lambda: io.BytesIO(bytes(content)))
+        bundles.unpack(tmp_path / "executor", bundle[1], lambda: io.BytesIO(bytes(content)))
     assert [path.suffix for path in (tmp_path / "executor").iterdir()] in ([], [".lock"])
-    assert worker.unpack(tmp_path / "executor", bundle[1], lambda: io.BytesIO(bundle[0])).is_dir()
+    assert bundles.unpack(tmp_path / "executor", bundle[1], lambda: io.BytesIO(bundle[0])).is_dir()
 
 
 def test_what_a_killed_process_left_is_replaced(bundle, tmp_path):
     half = tmp_path / f"{bundle[1]}.draft"
     (half / "checkpoint").mkdir(parents=True)
     (half / "checkpoint/strange").write_text("half")
-    folder = worker.unpack(tmp_path, bundle[1], lambda: io.BytesIO(bundle[0]))
+    folder = bundles.unpack(tmp_path, bundle[1], lambda: io.BytesIO(bundle[0]))
     assert not half.exists()
     assert not (folder / "checkpoint/strange").exists()
 
@@ -99,7 +99,7 @@ def _unpack_and_note(root: Path, digest: str, source: Path, notes: Path) -> None
             file.write("opened\n")
         return io.BytesIO(source.read_bytes())
 
-    worker.unpack(root, digest, opened)
+    bundles.unpack(root, digest, opened)
 
 
 def test_processes_that_come_at_once_open_it_once(bundle, tmp_path):
@@ -156,7 +156,7 @@ def test_places_rows_and_fields_belong_to_the_same_items(loaded):
 
 def test_damaged_items_are_named(unpacked, monkeypatch):
     monkeypatch.setattr(worker, "_LOADED", {})
-    (unpacked / worker.ITEMS_FILE).write_bytes(b"half")
+    (unpacked / bundles.ITEMS_FILE).write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"items.arrow: damaged"):
         worker.load(unpacked, precision="fp32", packed=False, device="cpu")
 
