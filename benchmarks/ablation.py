@@ -31,8 +31,8 @@ from flmrec_spark.config import Config, load_config
 from flmrec_spark.lm import checkpoint, dataset, native
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.held_out import Answers, HeldOut, compared, told
-from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.machine import describe, show, write
+from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.prompts import load_template
 

@@ -30,9 +30,8 @@ import pyspark
 import torch
 
 from flmrec_spark.lm import checkpoint, native, processes
-from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.machine import describe, show, write
-from flmrec_spark.lm.precision import DTYPES
+from flmrec_spark.lm.precision import DTYPES, can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import Interaction
 from flmrec_spark.ranking import best

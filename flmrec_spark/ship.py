@@ -66,7 +66,7 @@ def ship(
     """
     from flmrec_spark.lm import checkpoint as checkpoints
     from flmrec_spark.lm import native, worker
-    from flmrec_spark.lm.kernels import can_pack
+    from flmrec_spark.lm.precision import can_pack
     from flmrec_spark.lm.segments import TOO_LONG_ITEM
 
     building = Thread(target=native.build)  # while the checkpoint is read and the items are tokenised

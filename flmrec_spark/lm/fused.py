@@ -2,8 +2,8 @@
 
 What `families.*.finish` does in a dozen passes of torch is one pass here: a tile of items stays in the caches from its
 attention to the dot products with the score's vectors. Products are of float32, of bf16, or of bytes (weights with a
-scale per output, states with one per token and chunk of the feed-forward), sums and norms in float32; in bf16 and int8
-attention multiplies bf16.
+scale per output, states with one per token and chunk of the feed-forward), sums and norms in float32; in bf16, and in
+int8 where the CPU has bf16, attention multiplies bf16.
 
 Shapes: N items, P user tokens, D hidden, H heads, E = size of a head, V vectors, T lanes of a tile.
 """
@@ -24,7 +24,6 @@ from flmrec_spark.lm.native import Kernel, address
 _EACH = {"fp32": 1, "bf16": 2, "int8": 4}  # numbers in a word of 32 bits
 _LANES = 16  # sides are multiples of it
 _CHUNK = 512  # of a feed-forward's inner numbers at once, at most: they stay in the first cache
-_ZERO = 128  # the byte that stands for 0
 
 
 class _Dense(ctypes.Structure):
@@ -52,7 +51,7 @@ class FusedLayer:
 
     def __init__(self, kernel: Kernel, parts: PostNorm, *, precision: str, n_heads: int, width: int) -> None:
         self.kernel, self.precision = kernel, precision
-        self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # of what attention multiplies
+        self.dtype = _attended(kernel, precision)
         self.n_heads, self.width, self.hidden = n_heads, width, parts.out.out_features
         self.attention, n_inner = n_heads * width, parts.inner.out_features
         self.chunk = max(n for n in range(_LANES, _CHUNK + 1, _LANES) if n_inner % n == 0)
@@ -125,7 +124,7 @@ class FusedLayer:
         if self.precision == "int8":
             weight = (weight / steps[:, None]).round()
         chunks = [part for row in torch.split(weight, rows) for part in torch.split(row, depth, dim=1)]
-        zeros = torch.cat([self._padded(-_ZERO * part.sum(1)) for part in chunks]).to(torch.int32)
+        zeros = torch.cat([self._padded(-self.kernel.zero * part.sum(1)) for part in chunks]).to(torch.int32)
         padded_steps = torch.cat([self._padded(part) for part in torch.split(steps, rows)])
         bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float() * scale
         panels = torch.cat([self._panels(part).flatten() for part in chunks])
@@ -195,11 +194,15 @@ def fused_layers(family: Any, kernel: Kernel | None, precision: str) -> list[Fus
         return None
     parts = [cast(PostNorm | None, family.post_norm(layer)) for layer in range(family.n_layers)]
     known = [part for part in parts if part is not None and fits(_sides(part, family.head_size))]
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    if len(known) < len(parts) or not kernel.fits_self(dtype, family.head_size):
+    if len(known) < len(parts) or not kernel.fits_self(_attended(kernel, precision), family.head_size):
         return None
     ways: dict[str, Any] = {"n_heads": family.n_heads, "width": family.head_size, "precision": precision}
     return [FusedLayer(kernel, part, **ways) for part in known]
+
+
+def _attended(kernel: Kernel, precision: str) -> torch.dtype:
+    """What attention multiplies, as `is_half` in kernel.h has it."""
+    return torch.float32 if precision == "fp32" or kernel.function("score_bf16") is None else torch.bfloat16
 
 
 def fits(sides: Sequence[int]) -> bool:

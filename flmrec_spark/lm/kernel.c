@@ -138,7 +138,7 @@ void attend_segments_fp32(SEGMENTS) { attend_segments(SEGMENT_NAMES, 0); }
 void attend_segments_bf16(SEGMENTS) { attend_segments(SEGMENT_NAMES, 1); }
 #endif
 
-/* Rows of floats to bytes of their own scale: x = scale * (byte - 128) to within scale / 2. n is a multiple of LANES. */
+/* Rows of floats to bytes of their own scale: x = scale * (byte - ZERO) to within scale / 2. n is a multiple of LANES. */
 void quantize(const float *from, uint8_t *to, float *scales, long n_rows, long n)
 {
     for (long row = 0; row < n_rows; row++, from += n, to += n) {
@@ -149,10 +149,10 @@ void quantize(const float *from, uint8_t *to, float *scales, long n_rows, long n
         }
         float largest = 1e-30f; /* a row of zeros has a scale too */
         for (int i = 0; i < LANES; i++) largest = top[i] > largest ? top[i] : largest;
-        float scale = scales[row] = largest / 127.0f, factor = 1.0f / scale;
+        float scale = scales[row] = largest / STEPS, factor = 1.0f / scale;
         for (long i = 0; i < n; i += LANES) {
-            /* 1.5 * 2^23 + 128: the rounded sum stands in the last bits */
-            ints x = (ints)(*(const vec *)(from + i) * factor + 12583040.0f);
+            /* 1.5 * 2^23 + ZERO: the rounded sum stands in the last bits */
+            ints x = (ints)(*(const vec *)(from + i) * factor + (12582912.0f + ZERO));
             *(bytes *)(to + i) = __builtin_convertvector(x, bytes);
         }
     }
@@ -167,3 +167,4 @@ void rescale(float *x, const float *scales, const float *bias, long n_rows, long
 }
 
 int tile(void) { return TILE; }
+int zero(void) { return ZERO; }

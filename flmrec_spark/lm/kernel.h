@@ -5,11 +5,18 @@
 
    Items lie across the lanes of a vector, so the softmax over the keys needs no reduction inside of one. TILE items
    meet a head's keys while both lie in the first cache: product, softmax, product, one pass. Vectors are the compiler's
-   own: one source for every instruction set. What needs AVX512-BF16 or AVX512-VNNI is left out where that is missing. */
+   own: one source for every instruction set. bf16 needs AVX512-BF16; bytes need AVX512-VNNI, or AVX2 with a bit less. */
 #pragma once
 #include <stdint.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define HAS_BF16
+#define HAS_BYTES
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define HAS_BYTES
 #endif
 
 /* LANES floats of a vector; ROWS x 2 sums fit the registers with room for what is multiplied. */
@@ -34,8 +41,26 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* Number formats of states and products. In INT8 a state's bytes hold 128 for zero, as the instruction wants them. */
+/* Number formats of states and products. In INT8 a state's bytes hold ZERO for zero, as the instructions want them, and STEPS
+   to either side of it. AVX2 adds two products of bytes in 16 bits, where 2 x 127 x 127 has room and 2 x 255 x 127 has not. */
 enum { FP32, BF16, INT8 };
+#if defined(__AVX512F__)
+#define ZERO 128
+#define STEPS 127
+#else
+#define ZERO 64
+#define STEPS 63
+#endif
+
+/* What attention multiplies, and what lies between the parts of a layer: bf16 but for FP32, where there is such. */
+INLINE int is_half(const int kind)
+{
+#if defined(HAS_BF16)
+    return kind != FP32;
+#else
+    return kind == BF16;
+#endif
+}
 
 INLINE vec splat(float x) { return x - (vec){}; }
 

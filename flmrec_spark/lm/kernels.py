@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flmrec_spark.lm.native import Kernel
-from flmrec_spark.lm.precision import int8_product
+from flmrec_spark.lm.precision import can_pack, int8_product
 
-_ZERO = 128  # the byte that stands for 0
 _LANES = 16
 
 
@@ -35,8 +34,8 @@ class PackedLinear(nn.Module):
 class QuantizedLinear(nn.Module):
     """`nn.Linear` for inference in int8: weights by output channel, states by row, sums in int32.
 
-    Symmetric, by the largest value (Jacob et al. 2018, section 3); the states in unsigned bytes with 128 for zero, as
-    the CPU's instruction wants them. In and out are float32.
+    Symmetric, by the largest value (Jacob et al. 2018, section 3); the states in unsigned bytes with `Kernel.zero` for
+    zero, as the CPU's instruction wants them. In and out are float32.
     """
 
     def __init__(self, linear: nn.Linear, kernel: Kernel) -> None:
@@ -52,7 +51,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(.., in_features) -> (.., out_features), float32."""
         rows, scales = self.kernel.quantize(states.reshape(-1, self.in_features))
-        product = int8_product(rows, self.weight, self.scale, zero=_ZERO)
+        product = int8_product(rows, self.weight, self.scale, zero=self.kernel.zero)
         return self.kernel.rescale(product, scales, self.bias).view(*states.shape[:-1], self.out_features)
 
 
@@ -65,13 +64,8 @@ def quantize_linears(module: nn.Module, kernel: Kernel) -> None:
 
 
 def pack_linears(module: nn.Module) -> None:
-    """Replaces every `nn.Linear` below the module, in place."""
+    """Replaces every `nn.Linear` below the module whose dtype oneDNN multiplies here, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and can_pack(child.weight.dtype):
                 setattr(parent, name, PackedLinear(child))
-
-
-def can_pack() -> bool:
-    """Whether this build of torch has oneDNN."""
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ struct dense {
     const char *weights;  /* chunks of panels */
     const float *bias;    /* of the layer's outputs */
     const float *scale;   /* INT8: of each output, as the panels lie */
-    const int32_t *zeros; /* INT8: what the 128s of the states add up to, for each output of each chunk */
+    const int32_t *zeros; /* INT8: what the ZEROs of the states add up to, for each output of each chunk */
 };
 
 struct norm {
@@ -63,30 +63,45 @@ INLINE void multiply_floats(const float *w, const vec (*x)[2], long depth, long 
 APART void multiply_fp32_2(FLOATS) { multiply_floats(w, x, depth, n, y, 0, 2); }
 APART void multiply_fp32_1(FLOATS) { multiply_floats(w, x, depth, n, y, 0, 1); }
 
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#if defined(HAS_BF16)
 APART void multiply_bf16_2(FLOATS) { multiply_floats(w, x, depth, n, y, 1, 2); }
 APART void multiply_bf16_1(FLOATS) { multiply_floats(w, x, depth, n, y, 1, 1); }
+#endif
+
+#if defined(HAS_BYTES)
+/* sum + the products of a word's four bytes: unsigned states, signed weights. */
+INLINE ints multiplied_bytes(ints sum, ints states, ints weights)
+{
+#if defined(__AVX512VNNI__)
+    /* the intrinsic makes GCC 12 copy every sum to the stack and back */
+    __asm__("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(weights), "v"(states));
+    return sum;
+#else
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)states, (__m256i)weights);
+    return sum + (ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+}
 
 INLINE void multiply_bytes(PRODUCT, const int vecs)
 {
     const int32_t *w = (const int32_t *)weights;
     for (long m = 0; m < n; m += PANEL) {
-        __m512i sum[PANEL][2];
+        ints sum[PANEL][2];
 #pragma GCC unroll 12
-        for (int r = 0; r < PANEL; r++) sum[r][0] = sum[r][1] = _mm512_set1_epi32(zeros[m + r]);
+        for (int r = 0; r < PANEL; r++) sum[r][0] = sum[r][1] = zeros[m + r] - (ints){};
         for (long k = 0; k < depth; k++, w += PANEL) {
-            __m512i first = _mm512_loadu_si512(&x[k][0]), second = _mm512_loadu_si512(&x[k][1]);
+            ints first = (ints)x[k][0], second = (ints)x[k][1];
 #pragma GCC unroll 12
             for (int r = 0; r < PANEL; r++) {
-                __m512i weight = _mm512_set1_epi32(w[r]);
-                /* the intrinsic makes GCC 12 copy every sum to the stack and back */
-                __asm__("vpdpbusd %1, %2, %0" : "+v"(sum[r][0]) : "v"(weight), "v"(first));
-                if (vecs == 2) __asm__("vpdpbusd %1, %2, %0" : "+v"(sum[r][1]) : "v"(weight), "v"(second));
+                ints weight = w[r] - (ints){};
+                sum[r][0] = multiplied_bytes(sum[r][0], first, weight);
+                if (vecs == 2) sum[r][1] = multiplied_bytes(sum[r][1], second, weight);
             }
         }
 #pragma GCC unroll 12
         for (int r = 0; r < PANEL; r++)
-            for (int i = 0; i < vecs; i++) y[m + r][i] += (vec)_mm512_cvtepi32_ps(sum[r][i]) * (factor[i] * scale[m + r]);
+            for (int i = 0; i < vecs; i++)
+                y[m + r][i] += __builtin_convertvector(sum[r][i], vec) * (factor[i] * scale[m + r]);
     }
 }
 
@@ -99,16 +114,18 @@ INLINE void multiply(PRODUCT, int vecs, const int kind)
 {
     if (kind == FP32 && vecs == 2) multiply_fp32_2((const float *)weights, x, depth, n, y);
     if (kind == FP32 && vecs == 1) multiply_fp32_1((const float *)weights, x, depth, n, y);
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#if defined(HAS_BF16)
     if (kind == BF16 && vecs == 2) multiply_bf16_2((const float *)weights, x, depth, n, y);
     if (kind == BF16 && vecs == 1) multiply_bf16_1((const float *)weights, x, depth, n, y);
+#endif
+#if defined(HAS_BYTES)
     if (kind == INT8 && vecs == 2) multiply_int8_2(weights, scale, zeros, x, depth, n, factor, y);
     if (kind == INT8 && vecs == 1) multiply_int8_1(weights, scale, zeros, x, depth, n, factor, y);
 #endif
     (void)scale, (void)zeros, (void)factor;
 }
 
-/* x[n][TILE] as the words of a product; bytes get a scale per item, 1 / 127 of its largest number. */
+/* x[n][TILE] as the words of a product; bytes get a scale per item, 1 / STEPS of its largest number. */
 INLINE void pack(const vec (*x)[2], long n, vec (*words)[2], vec factor[2], int vecs, const int kind)
 {
     for (int i = 0; i < vecs; i++) {
@@ -119,11 +136,11 @@ INLINE void pack(const vec (*x)[2], long n, vec (*words)[2], vec factor[2], int 
         if (kind == INT8) {
             vec top = splat(1e-30f);
             for (long k = 0; k < n; k++) top = larger(top, larger(x[k][i], -x[k][i]));
-            factor[i] = top * (1.0f / 127.0f);
-            vec inverse = 127.0f / top;
+            factor[i] = top * (1.0f / STEPS);
+            vec inverse = (float)STEPS / top;
             for (long k = 0; k < n; k += 4) {
-                ints byte[4]; /* 1.5 * 2^23 + 128: the rounded sum stands in the last bits */
-                for (int r = 0; r < 4; r++) byte[r] = (ints)(x[k + r][i] * inverse + 12583040.0f) & 0xff;
+                ints byte[4]; /* 1.5 * 2^23 + ZERO: the rounded sum stands in the last bits */
+                for (int r = 0; r < 4; r++) byte[r] = (ints)(x[k + r][i] * inverse + (12582912.0f + ZERO)) & 0xff;
                 words[k / 4][i] = (vec)(byte[0] | byte[1] << 8 | byte[2] << 16 | byte[3] << 24);
             }
         }
@@ -224,16 +241,20 @@ INLINE void finish_as(const struct layer *layer, const vec (*x)[2], vec (*y)[2],
 
 #define FINISH const struct layer *layer, const vec(*x)[2], vec(*y)[2], vec(*words)[2], vec(*inner)[2], int vecs
 APART void finish_columns_fp32(FINISH) { finish_as(layer, x, y, words, inner, vecs, FP32); }
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#if defined(HAS_BF16)
 APART void finish_columns_bf16(FINISH) { finish_as(layer, x, y, words, inner, vecs, BF16); }
+#endif
+#if defined(HAS_BYTES)
 APART void finish_columns_int8(FINISH) { finish_as(layer, x, y, words, inner, vecs, INT8); }
 #endif
 
 INLINE void finish(FINISH, const int kind)
 {
     if (kind == FP32) finish_columns_fp32(layer, x, y, words, inner, vecs);
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#if defined(HAS_BF16)
     if (kind == BF16) finish_columns_bf16(layer, x, y, words, inner, vecs);
+#endif
+#if defined(HAS_BYTES)
     if (kind == INT8) finish_columns_int8(layer, x, y, words, inner, vecs);
 #endif
 }
@@ -257,7 +278,7 @@ INLINE void score(const struct layer *layer, const float *query, const float *ow
                   const float *keys, const float *values, const float *vectors, float *out, long n_tiles, long n_keys,
                   long n_rows, long n_vectors, long stride, char *scratch, const int kind)
 {
-    const int is_bf16 = kind != FP32, each = is_bf16 ? 2 : 1;
+    const int is_bf16 = is_half(kind), each = is_bf16 ? 2 : 1;
     const long width = layer->width, hidden = layer->hidden, attention = layer->n_heads * width;
     vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + panels(hidden) * PANEL;
     vec(*words)[2] = inner + panels(layer->chunk) * PANEL;
@@ -293,12 +314,14 @@ INLINE void score(const struct layer *layer, const float *query, const float *ow
     layer, query, own, own_lse, residual, keys, values, vectors, out, n_tiles, n_keys, n_rows, n_vectors, stride, scratch
 
 /* Items in tiles: query, own: [n_tiles][H * E][TILE]; own_lse: [n_tiles][H][TILE], float; residual: [n_tiles][hidden][TILE].
-   Keys and values as `attend` takes them. vectors: [n_vectors][hidden]; out: [n_vectors][stride]. In BF16 and INT8 numbers
+   Keys and values as `attend` takes them. vectors: [n_vectors][hidden]; out: [n_vectors][stride]. Where `is_half`, numbers
    2 i and 2 i + 1 of the items, along H * E or hidden, share a word. scratch: see fused.py. */
 void score_fp32(ARGUMENTS) { score(NAMES, FP32); }
 
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#if defined(HAS_BF16)
 void score_bf16(ARGUMENTS) { score(NAMES, BF16); }
+#endif
+#if defined(HAS_BYTES)
 void score_int8(ARGUMENTS) { score(NAMES, INT8); }
 #endif
 
@@ -338,7 +361,7 @@ INLINE void project_tile(const struct layer *layer, const float *hidden, char *c
                          const int kind)
 {
     const int each = kind == INT8 ? 4 : kind == BF16 ? 2 : 1, vecs = n_rows > LANES ? 2 : 1;
-    const long attention = layer->n_heads * layer->width, at = first * attention * (kind == FP32 ? 4 : 2);
+    const long attention = layer->n_heads * layer->width, at = first * attention * (is_half(kind) ? 2 : 4);
     const struct dense *dense[3] = {&layer->query, &layer->key, &layer->value};
     vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + layer->hidden, (*words)[2] = y + panels(attention) * PANEL, factor[2] = {};
     columns_fp32((const char *)(hidden + first * layer->hidden), n_rows, layer->hidden, x);
@@ -348,7 +371,7 @@ INLINE void project_tile(const struct layer *layer, const float *hidden, char *c
             for (long m = 0; m < attention; m++) y[m][i] = splat(dense[part]->bias[m]);
         multiply(dense[part]->weights, dense[part]->scale, dense[part]->zeros, (const vec(*)[2])words, layer->hidden / each,
                  attention, factor, y, vecs, kind);
-        (kind == FP32 ? rows_fp32 : rows_bf16)((const vec(*)[2])y, n_rows, attention, to[part] + at);
+        (is_half(kind) ? rows_bf16 : rows_fp32)((const vec(*)[2])y, n_rows, attention, to[part] + at);
     }
 }
 
@@ -358,13 +381,13 @@ INLINE void finish_tile(const struct layer *layer, const char *attended, const f
     const long attention = layer->n_heads * layer->width, hidden = layer->hidden;
     vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + panels(hidden) * PANEL;
     vec(*words)[2] = inner + panels(layer->chunk) * PANEL;
-    (kind == FP32 ? columns_fp32 : columns_bf16)(attended + first * attention * (kind == FP32 ? 4 : 2), n_rows, attention, x);
+    (is_half(kind) ? columns_bf16 : columns_fp32)(attended + first * attention * (is_half(kind) ? 2 : 4), n_rows, attention, x);
     columns_fp32((const char *)(residual + first * hidden), n_rows, hidden, y);
     finish(layer, (const vec(*)[2])x, y, words, inner, n_rows > LANES ? 2 : 1, kind);
     rows_fp32((const vec(*)[2])y, n_rows, hidden, (char *)(out + first * hidden));
 }
 
-/* hidden: [n_rows][hidden], float -> query, key and value: [n_rows][heads x width], bf16 in BF16 and INT8; the query scaled.
+/* hidden: [n_rows][hidden], float -> query, key and value: [n_rows][heads x width], bf16 where `is_half`; the query scaled.
    Half a tile is enough for the last LANES rows. */
 INLINE void project_rows(const struct layer *layer, const float *hidden, char *query, char *key, char *value, long n_rows,
                          char *scratch, const int kind)
@@ -390,10 +413,12 @@ INLINE void finish_rows(const struct layer *layer, const char *attended, const f
 void project_fp32(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, FP32); }
 void finish_fp32(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, FP32); }
 
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#if defined(HAS_BF16)
 void project_bf16(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, BF16); }
-void project_int8(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, INT8); }
 void finish_bf16(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, BF16); }
+#endif
+#if defined(HAS_BYTES)
+void project_int8(PROJECT) { project_rows(layer, hidden, query, key, value, n_rows, scratch, INT8); }
 void finish_int8(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, INT8); }
 #endif
 

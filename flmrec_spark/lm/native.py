@@ -36,6 +36,7 @@ LEVELS = {
     "x86-64-v3": (_V3, ("-march=x86-64-v3",)),
     "x86-64-v2": (_V2, ("-march=x86-64-v2",)),
 }
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _COMMON = ("-O2", "-ffp-contract=fast", "-shared", "-fPIC")
 _WIDTH = 16  # numbers of a head: a multiple of it
 _SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
@@ -128,6 +129,12 @@ class Kernel:
         self._functions = {dtype: getattr(library, name, None) for dtype, name in _SYMBOLS.items()}
         self._segment_functions = {dtype: getattr(library, name, None) for dtype, name in _SEGMENT_SYMBOLS.items()}
         self.tile, self.panel = int(library.tile()), int(library.panel())
+        self.zero = int(library.zero())  # the byte that stands for 0: the middle of those that a state may have
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether sums of products of these bytes are exact: without VNNI those of 8 bits overflow, in oneDNN too."""
+        return self.zero < 128 or bool(_VNNI & _cpu_flags())
 
     def function(self, name: str) -> Any:
         """A function of the library by name; None where it was built for a CPU without its instructions."""
@@ -218,7 +225,7 @@ class Kernel:
         return out
 
     def quantize(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 (R, n) -> uint8 (R, n), float32 (R,): states = scale * (byte - 128) to within half a scale."""
+        """float32 (R, n) -> uint8 (R, n), float32 (R,): states = scale * (byte - zero) to within half a scale."""
         rows = states.contiguous()
         n_rows, n = rows.shape
         quantized, scales = torch.empty(n_rows, n, dtype=torch.uint8), torch.empty(n_rows)

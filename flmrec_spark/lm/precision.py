@@ -47,13 +47,20 @@ def _product(dtype: torch.dtype, shape: tuple[int, int, int], device: str) -> Ca
     if dtype != torch.int8:
         left = torch.ones(rows, inner, dtype=dtype, device=device)
         right = torch.ones(columns, inner, dtype=dtype, device=device)
-        if device == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if device == "cpu" and can_pack(dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(right)  # faster than torch's own on some CPUs
             return lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
         return lambda: torch.nn.functional.linear(left, right)
     states = torch.ones(rows, inner, dtype=torch.uint8)
     weight = torch.ops.onednn.qlinear_prepack(torch.ones(columns, inner, dtype=torch.int8), None)
     return lambda: int8_product(states, weight, torch.ones(columns), zero=0)
+
+
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether oneDNN, which torch carries, multiplies this dtype here: it refuses bfloat16 on a CPU without AVX-512."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def int8_product(states: torch.Tensor, weight: Any, scale: torch.Tensor, *, zero: int) -> torch.Tensor:
@@ -82,8 +89,9 @@ def resolve(precision: str, *, device: str = "cpu") -> str:
 
 
 def rates(device: str, kernel: Kernel | None = None, *, seconds: float = 0.1) -> dict[str, float]:
-    """Operations per second of the product in each format; int8 where the kernel is, which quantises for it."""
-    known = {name: dtype for name, dtype in _PRODUCTS.items() if dtype != torch.int8 or kernel is not None}
+    """Operations per second of the product in each format; int8 where the kernel quantises for it."""
+    has_bytes = kernel is not None and kernel.multiplies_bytes
+    known = {name: dtype for name, dtype in _PRODUCTS.items() if dtype != torch.int8 or has_bytes}
     return {name: gemm_flops(dtype, device=device, seconds=seconds) for name, dtype in known.items()}
 
 

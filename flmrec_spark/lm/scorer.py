@@ -100,8 +100,8 @@ class Scorer:
     def _convert(self, precision: str, packed: bool) -> None:
         self.model.backbone.to(self.dtype)
         if precision == "int8":
-            if self.kernel is None:
-                raise EnvironmentFault("score.precision: got int8, expected a CPU and a C compiler")
+            if self.kernel is None or not self.kernel.multiplies_bytes:
+                raise EnvironmentFault("score.precision: got int8, expected a CPU with AVX2 or VNNI, and a C compiler")
             quantize_linears(self.model.backbone, self.kernel)
         if packed:
             pack_linears(self.model.backbone)

@@ -20,8 +20,8 @@ from flmrec_spark.lm.blending import (
 )
 from flmrec_spark.lm.collaborative import LISTING, RATING, Floats, ItemFactors
 from flmrec_spark.lm.dataset import Catalog, Examples, Index
-from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.training import BiasTerms
 from flmrec_spark.ranking import best

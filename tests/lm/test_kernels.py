@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from flmrec_spark.lm.kernels import PackedLinear, can_pack, pack_linears
+from flmrec_spark.lm import kernels
+from flmrec_spark.lm.kernels import PackedLinear, pack_linears
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from tests.tiny import tiny_bert
@@ -39,6 +41,13 @@ def test_every_dense_layer_of_a_model_is_replaced():
     pack_linears(backbone)
     assert sum(isinstance(module, PackedLinear) for module in backbone.modules()) == n_dense == 18
     assert not any(type(module) is nn.Linear for module in backbone.modules())
+
+
+def test_layers_that_onednn_does_not_multiply_here_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(kernels, "can_pack", lambda dtype: dtype != torch.bfloat16)
+    backbone = tiny_bert().bfloat16()
+    pack_linears(backbone)
+    assert not any(isinstance(module, PackedLinear) for module in backbone.modules())
 
 
 @pytest.mark.parametrize(

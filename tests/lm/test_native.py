@@ -156,14 +156,14 @@ def test_bytes_are_within_half_a_step_of_what_they_stand_for(n_rows, n, size, se
     kernel = native.load(native.build())
     states = torch.randn(n_rows, n, generator=torch.Generator().manual_seed(seed)) * size
     quantized, scales = kernel.quantize(states)
-    torch.testing.assert_close(scales, states.abs().amax(1) / 127, rtol=1e-6, atol=0)
-    error = (quantized.float() - 128) * scales[:, None] - states
+    torch.testing.assert_close(scales, states.abs().amax(1) / (kernel.zero - 1), rtol=1e-6, atol=0)
+    error = (quantized.float() - kernel.zero) * scales[:, None] - states
     assert (error.abs() <= scales[:, None] * 0.5001).all()
 
 
 def test_a_row_of_zeros_stays_zero(kernel):
     quantized, scales = kernel.quantize(torch.zeros(2, 32))
-    assert (quantized == 128).all()
+    assert (quantized == kernel.zero).all()
     assert torch.isfinite(scales).all()
 
 
@@ -175,9 +175,17 @@ def test_an_int8_layer_equals_the_product_of_the_rounded_numbers(kernel, with_bi
     states = torch.randn(2, 5, 48)
     step = plain.weight.abs().amax(1) / 127
     weight = (plain.weight / step[:, None]).round() * step[:, None]
-    sizes = states.abs().amax(-1, keepdim=True) / 127
+    sizes = states.abs().amax(-1, keepdim=True) / (kernel.zero - 1)
     expected = nn.functional.linear((states / sizes).round() * sizes, weight, plain.bias)
     torch.testing.assert_close(QuantizedLinear(plain, kernel)(states), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_largest_bytes_do_not_overflow(kernel):
+    plain = nn.Linear(64, 16, bias=False)
+    plain.weight.data.fill_(1.0)
+    states = torch.ones(2, 64) * torch.tensor([[1.0], [-1.0]])
+    torch.testing.assert_close(QuantizedLinear(plain, kernel)(states), plain(states), rtol=1e-5, atol=0)
 
 
 def test_layers_whose_sides_no_vector_divides_are_left_in_float32(kernel):

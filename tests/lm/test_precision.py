@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flmrec_spark.lm import precision
+from flmrec_spark.lm import native, precision
 
 
 @pytest.mark.parametrize(("gain", "chosen"), [(1.0, "fp32"), (1.29, "fp32"), (1.31, "bf16"), (8.0, "bf16")])
@@ -25,6 +25,18 @@ def test_a_format_that_is_told_is_taken_without_a_measurement(monkeypatch, told)
 
 def test_a_measurement_is_positive_and_short():
     assert precision.gemm_flops(torch.float32, seconds=0.001) > 1e6
+
+
+def test_every_format_is_measured_also_where_onednn_refuses_it(monkeypatch):
+    """A CPU without AVX-512: torch multiplies bfloat16 by itself there, and pairs of bytes would overflow."""
+    kernel = native.load(native.build())
+    assert set(precision.rates("cpu", kernel, seconds=1e-3)) >= {"fp32", "bf16"}
+    monkeypatch.setattr(precision, "can_pack", lambda dtype=torch.float32: dtype != torch.bfloat16)
+    monkeypatch.setattr(native, "_cpu_flags", frozenset)
+    monkeypatch.setattr(kernel, "zero", 128)
+    found = precision.rates("cpu", kernel, seconds=1e-3)
+    assert found.keys() == {"fp32", "bf16"}
+    assert min(found.values()) > 0
 
 
 SCORES = np.array([[0.9, 0.8, 0.7, 0.1], [0.2, 0.4, 0.6, 0.8]])

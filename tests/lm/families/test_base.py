@@ -15,8 +15,8 @@ from torch import Tensor
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm import training
 from flmrec_spark.lm.families.registry import FAMILIES as KNOWN
-from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import Segment, SegmentedModel
+from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from tests.stock import stock_pair

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flmrec_spark.lm import native
-from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import Segment, SegmentedModel
+from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from tests.lm.families.test_base import FORMS, padded, prefixes, segmented, segments

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flmrec_spark.lm.kernels import can_pack
 from flmrec_spark.lm.model import Segment, SegmentedModel
+from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import FACTORS, TokenBlock
 from tests.lm.families.test_base import FORMS, ITEM_POSITION, ITEM_TOKENS, logits, padded
