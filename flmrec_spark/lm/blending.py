@@ -1,11 +1,14 @@
 """From what the parts of a model say to two numbers in [0, 1]: how probably a user likes an item, and where it stands.
 
     probability = sigmoid(slope text + factors rating_factors + intercept)
-    score       = sigmoid(rating log-odds of the probability + head listing_head + factors listing_factors + intercept)
+    score       = sigmoid(rating log-odds of the probability + head listing_head + factors listing_factors
+                          + new is_new + intercept)
 
-text is the rating head's logit with the bias terms. Both are fitted on the valid split: the probability by Platt's
-scaling (Platt 1999), the score as the even-odds probability that an item is liked next rather than one of those that
-are not. A model without a listing part has no score of its own: its lists stand in the order of the probability.
+text is the rating head's logit with the bias terms; is_new is 1 for an item that the factors have not met, else 0. Both
+are fitted on the valid split: the probability by Platt's scaling (Platt 1999), the score as the even-odds probability
+that an item is liked next rather than one of those that are not. So new items stand as high as they are liked: where
+what comes next is new, above all that is known. A model without a listing part has no score of its own: its lists stand
+in the order of the probability.
 """
 
 from __future__ import annotations
@@ -53,14 +56,12 @@ class ListBlend:
     head: float
     factors: float
     intercept: float = 0.0
+    new: float = 0.0
 
-    def log_odds(self, rating: Any, head: Any = 0.0, factors: Any = 0.0) -> Scores:
-        """Log-odds of the probability, listing logits and factors, broadcast -> float64 of that shape."""
-        return np.asarray(self.rating * rating + self.head * head + self.factors * factors + self.intercept)
-
-    def score(self, rating: Any, head: Any = 0.0, factors: Any = 0.0) -> Scores:
-        """As `log_odds`, in [0, 1]."""
-        return sigmoid(self.log_odds(rating, head, factors))
+    def log_odds(self, rating: Any, head: Any = 0.0, factors: Any = 0.0, is_new: Any = 0.0) -> Scores:
+        """Log-odds of the probability, listing logits, factors and is_new, broadcast -> float64 of that shape."""
+        known = self.rating * rating + self.head * head + self.factors * factors + self.intercept
+        return np.asarray(known + self.new * np.asarray(is_new, dtype=np.float64))
 
 
 def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration:
@@ -82,26 +83,50 @@ def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration
 
 
 def fit_list_blend(
-    rating: Scores, head: Any | None, factors: Any | None, relevant: Bools, weights: Scores
+    rating: Scores,
+    head: Any | None,
+    factors: Any | None,
+    relevant: Bools,
+    weights: Scores,
+    is_new: Bools | None = None,
 ) -> ListBlend | None:
     """Parts (R,) of items that users liked next and of others; every user's two sides should weigh alike.
 
-    None when there is no listing part, or nothing tells the two apart. A part that would count
-    backwards weighs nothing.
+    None when there is no listing part, or nothing tells the two apart. A part that would count backwards weighs
+    nothing; `is_new` may count either way.
     """
     parts = {"rating": rating, "head": head, "factors": factors}
     given = {name: part for name, part in parts.items() if part is not None}
-    left = list(given)
-    if left == ["rating"] or len(np.unique(relevant)) < 2:
+    if list(given) == ["rating"] or len(np.unique(relevant)) < 2:
         return None
+    columns = np.column_stack(list(given.values()))
+    more: list[str] = []
+    if is_new is not None and 0 < np.count_nonzero(is_new) < len(is_new):
+        more = ["new"]
+        columns, relevant, weights = _smoothed(np.column_stack([columns, is_new]), relevant, weights)
+    left, names = list(given), [*given, *more]
     while left:
-        found, intercept = _fit(np.column_stack([given[name] for name in left]), relevant, None, weights)
-        backwards = [name for name, weight in zip(left, found, strict=True) if weight < 0]
+        chosen = columns[:, [names.index(name) for name in [*left, *more]]]
+        found, intercept = _fit(chosen, relevant, None, weights)
+        backwards = [name for name, weight in zip(left, found, strict=False) if weight < 0]
         if not backwards:
-            told = dict.fromkeys(parts, 0.0) | dict(zip(left, found, strict=True))
-            return ListBlend(told["rating"], told["head"], told["factors"], intercept)
+            told = dict.fromkeys([*parts, "new"], 0.0) | dict(zip([*left, *more], found, strict=True))
+            return ListBlend(told["rating"], told["head"], told["factors"], intercept, told["new"])
         left = [name for name in left if name not in backwards]
     return None
+
+
+def _smoothed(columns: Any, relevant: Bools, weights: Scores) -> tuple[Any, Bools, Scores]:
+    """Each side with one more row of weight 1 that is new, and one that is not; is_new is the last column.
+
+    Laplace's rule: where all that was liked next is new, or nothing is, new would weigh infinitely.
+    """
+    rows = []
+    for side in (True, False):
+        usual = np.average(columns[relevant == side], axis=0, weights=weights[relevant == side])
+        rows += [[*usual[:-1], is_new] for is_new in (0.0, 1.0)]
+    sides = np.array([True, True, False, False])
+    return np.vstack([columns, rows]), np.concatenate([relevant, sides]), np.concatenate([weights, np.ones(4)])
 
 
 def _platt(liked: Bools) -> Scores:

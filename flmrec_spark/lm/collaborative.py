@@ -104,6 +104,7 @@ class Collaborative:
             np.stack([one.offset[places] for one in self.factors.values()], axis=1),
             np.array([one.offset[-1] for one in self.factors.values()], dtype=np.float32),
             {name: (start, end) for name, start, end in zip(self.factors, [0, *ends], ends, strict=False)},
+            places < 0,
         )
 
     def taste(self, places: Places, is_liked: Bools) -> Floats:
@@ -129,6 +130,7 @@ class ItemFactors:
     offsets: Floats  # (N, kinds)
     unknown: Floats  # (kinds,) offsets of an unknown item
     spans: Mapping[str, tuple[int, int]]  # kind -> where it stands among the F
+    is_new: Bools  # (N,) true for an unknown item
 
     def term(self, kind: str, taste: Floats, items: Any = slice(None)) -> Floats | None:
         """What a kind adds to the logits of items of one user with the taste (F,); None when it was not learned."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flmrec_spark.lm.blending import Calibration, ListBlend, Scores
+from flmrec_spark.lm.blending import Calibration, ListBlend, Scores, sigmoid
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING, Bools, Collaborative, Floats, ItemFactors, Places
 from flmrec_spark.lm.scorer import Index, Scorer
@@ -91,8 +91,9 @@ class Judge:
             return Said(probability, probability, rating, None)
         head = logits[1] if len(logits) > 1 else 0.0
         own = self._term(LISTING, factors, chosen)
-        listing = rules.list_blend.log_odds(rating, head, own)
-        return Said(rules.list_blend.score(rating, head, own), probability, rating, listing)
+        is_new = 0.0 if self.items is None else self.items.is_new[chosen]
+        listing = rules.list_blend.log_odds(rating, head, own, is_new)
+        return Said(sigmoid(listing), probability, rating, listing)
 
     def _term(self, kind: str, factors: Floats | None, chosen: Any) -> Any:
         term = None if self.items is None or factors is None else self.items.term(kind, factors, chosen)

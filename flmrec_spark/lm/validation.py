@@ -38,6 +38,7 @@ class Parts:
     rating: Scores | Floats | None  # factors
     head: Scores | None  # logit of the listing head
     listing: Scores | Floats | None  # factors
+    is_new: npt.NDArray[np.bool_] | None  # items that the factors have not met
 
     def take(self, places: Any) -> Parts:
         return Parts(*[None if part is None else part[places] for part in vars(self).values()])  # type: ignore[arg-type]
@@ -75,7 +76,7 @@ class Validation:
         """None when the model has no listing part."""
         drawn, calibration = self.drawn, self.calibration()
         rating = calibration.log_odds(drawn.text, 0.0 if drawn.rating is None else drawn.rating)
-        return fit_list_blend(rating, drawn.head, drawn.listing, self.is_relevant, self.weights)
+        return fit_list_blend(rating, drawn.head, drawn.listing, self.is_relevant, self.weights, drawn.is_new)
 
 
 def validate(
@@ -157,9 +158,9 @@ class _Asker:
         text = logits[0] + self.item_bias[chosen] + self.user_bias[user] if len(self.user_bias) else logits[0]
         head = logits[1] if len(logits) > 1 else None
         if self.factors is None or taste is None:
-            return Parts(text, None, head, None)
+            return Parts(text, None, head, None, None)
         rating, listing = (self.factors[0].term(kind, taste, chosen) for kind in (RATING, LISTING))
-        return Parts(text, rating, head, listing)
+        return Parts(text, rating, head, listing, self.factors[0].is_new[chosen])
 
 
 def _draw(left: npt.NDArray[np.bool_], targets: Index, row: int) -> Index:
@@ -171,7 +172,7 @@ def _draw(left: npt.NDArray[np.bool_], targets: Index, row: int) -> Index:
 
 def _together(parts: list[Parts]) -> Parts:
     if not parts:
-        return Parts(np.zeros(0), None, None, None)
+        return Parts(np.zeros(0), None, None, None, None)
     columns = [[getattr(one, name) for one in parts] for name in vars(parts[0])]
     return Parts(*[None if column[0] is None else np.concatenate(column) for column in columns])  # type: ignore[arg-type]
 

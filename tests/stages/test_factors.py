@@ -35,7 +35,7 @@ USERS: dict[str, tuple[Any, ...]] = {
     "new": (None, [], [], None),
 }
 BIASES = Biases({"ann": 0.5}, {item: 0.05 * place for place, item in enumerate(ITEMS)})
-RATING, LISTING = Calibration(0.7, -0.2, 0.9), ListBlend(0.4, 0.8, 1.1, -0.3)
+RATING, LISTING = Calibration(0.7, -0.2, 0.9), ListBlend(0.4, 0.8, 1.1, -0.3, 0.6)
 
 
 def factors(seed: int, n_items: int) -> Factors:
@@ -147,6 +147,7 @@ def by_hand(found: Checkpoint, user_id: str, whole: Collaborative) -> dict[str, 
         text = float(model.rating(hidden, pooled)) + BIASES.user.get(user_id, 0.0) + BIASES.item.get(item, 0.0)
         rating = 0.7 * text + 0.9 * terms["rating"] - 0.2
         listing = 0.4 * rating + 0.8 * float(model.listing(hidden, pooled)) + 1.1 * terms["listing"] - 0.3
+        listing += 0.6 * (item not in KNOWN)
         result[item] = sigmoid(listing), sigmoid(rating)
     return result
 
