@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads would wait for a busy core by spinning
         from flmrec_spark.lm.finetuning import finetune  # torch loads in seconds: not for a wrong flag
 
         summary = finetune(config, force=arguments.force, stop_after=arguments.stop_after)

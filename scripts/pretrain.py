@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as scripts/finetune.py does
         from flmrec_spark.lm.pretraining import pretrain  # torch loads in seconds: not for a wrong flag
 
         summary = pretrain(config, force=arguments.force)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         output = Path(arguments.output)
         if not output.parent.is_dir():
             raise ConfigError(f"--output: got {output}, expected a file in a folder that exists")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as scripts/finetune.py does
         from flmrec_spark.lm import tuning  # torch loads in seconds: not for a wrong flag
 
         config, search = tuning.open_search(arguments.config, arguments.overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_it_stops_after_so_many_steps_and_goes_on(script, world, capsys):
     assert not (world / "checkpoint").exists()
     assert script.main(command(world)) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 8
+
+
+@pytest.mark.parametrize(("told", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_asleep_unless_told_otherwise(script, world, monkeypatch, told, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", told or "ACTIVE")  # so that it is restored
+    if told is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert script.main(command(world, "finetune.optimizer=sgd", "finetune.max_steps=1")) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_it_prints_the_effective_config(script, world, capsys):
