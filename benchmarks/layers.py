@@ -73,7 +73,8 @@ def rows_of(folder: str | None, precision: str) -> Iterator[dict[str, Any]]:
             yield row("user, all layers", partial(scorer.model.encode_users, *user), user_flops(shape, N_USER))
         states = scorer.model.encode_users(*user)
         flops = N_ITEMS * pair_flops(shape, N_USER, N_ITEM)
-        yield row(f"pairs, join: {join}", partial(scorer._score_states, states, None), flops)
+        assert scorer.one is not None  # there are items, and no GPU
+        yield row(f"pairs, join: {join}", partial(scorer.one.logits, states, None), flops)
 
 
 def user_rows(row: Callable[..., Any], family: Any, kernel: Any, ids: Any) -> Iterator[dict[str, Any]]:

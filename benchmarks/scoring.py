@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(1)
     machine = describe(device)
     random = np.random.default_rng(1)
-    users = random.integers(FIRST_ID, LAST_ID, (64, arguments.user_tokens)).tolist()
+    n_users = 64 if device == "cpu" else 512
+    users = random.integers(FIRST_ID, LAST_ID, (n_users, arguments.user_tokens)).tolist()
     ids = random.integers(FIRST_ID, LAST_ID, (arguments.items, arguments.item_tokens), dtype=np.int32)
     run = Run(arguments, machine, device, users, TokenBlock(ids, np.full(len(ids), arguments.item_tokens, np.int32)))
     rows: list[Row] = []
@@ -109,15 +111,31 @@ class Run:
         n_threads = torch.get_num_threads() if kernel is not None else 1
         shape = shape_of(backbone.config, join=join, join_layer=join_layer)
         of_pair, of_user = pair_flops(shape, n_user, n_item), user_flops(shape, n_user)
-        rate = self.measure(lambda number: scorer.logits(self.users[number % len(self.users)]), n_items, n_threads)
-        name = "flmrec, torch alone" if kernel is None else "flmrec"
+        rate = self.own_rate(scorer, n_items, n_threads)
+        name = "flmrec, torch alone" if kernel is None and scorer.batches is None else "flmrec"
         yield self.row(name, precision, join, join_layer, rate, of_user / n_items + of_pair)
-        if scorer.is_last and kernel is not None:
-            encode = torch.inference_mode()(scorer.model.encode_users)
-            score = torch.inference_mode()(scorer._score_states)
-            known = [encode(torch.tensor([user]), torch.tensor([len(user)])) for user in self.users[:8]]
-            rate = self.measure(lambda number: score(known[number % 8], None), n_items, n_threads)
+        if scorer.is_last and name == "flmrec":
+            rate = self.pairs_rate(scorer, n_items, n_threads)
             yield self.row("flmrec, pairs alone", precision, join, join_layer, rate, of_pair)
+
+    def pairs_rate(self, scorer: Scorer, n_items: int, n_threads: int) -> float:
+        """As `own_rate`, the users' states being there: of one user on a CPU, of a step of them on a GPU."""
+        own: Any = scorer.batches
+        n_users = 1 if own is None else min(len(self.users), own.step_tokens // n_items)
+        ids = torch.tensor(self.users[:n_users], device=self.device)
+        known = torch.inference_mode()(scorer.model.encode_users)(ids, torch.full_like(ids[:, 0], ids.shape[1]))
+        join: Any = scorer.one or own.join
+        asked = (known, None) if own is None else (known, 0, n_items)
+        score = torch.inference_mode()(lambda _: join.logits(*asked).cpu())
+        return self.measure(score, n_items * n_users, n_threads)
+
+    def own_rate(self, scorer: Scorer, n_items: int, n_threads: int) -> float:
+        """Users one by one on a CPU; on a GPU, which takes many at a time, all of them in a call."""
+        users = self.users
+        if self.device == "cpu":
+            return self.measure(lambda number: scorer.logits(users[number % len(users)]), n_items, n_threads)
+        every = [(user, None) for user in users]
+        return self.measure(lambda _: deque(scorer.head_logits_each(every), 0), n_items * len(users))
 
     def stock_rows(self, name: str, folder: str | None) -> Iterator[Row]:
         """The stock transformers forward on whole pairs, padded to one length, at its best batch size."""
@@ -186,15 +204,9 @@ class Run:
     ) -> Row:
         peak = self.machine["peak_gflops"].get(precision)
         print(f"{name}, {precision}, {join} {join_layer}: {rate:,.0f} pairs/s", file=sys.stderr, flush=True)
-        return {
-            "name": name,
-            "precision": precision,
-            "join": join,
-            "join_layer": join_layer,
-            "pairs_per_s": rate,
-            "ratio_to_cross_encoder": None,
-            "fraction_of_peak": None if flops is None or peak is None else rate * flops / (peak * 1e9),
-        }
+        row = {"name": name, "precision": precision, "join": join, "join_layer": join_layer, "pairs_per_s": rate}
+        of_peak = None if flops is None or peak is None else rate * flops / (peak * 1e9)
+        return row | {"ratio_to_cross_encoder": None, "fraction_of_peak": of_peak}
 
     def measure(self, work: Callable[[int], Any], n_pairs: int, n_threads: int = 1) -> float:
         """Pairs per second; each call's result comes back to the CPU."""

@@ -17,6 +17,9 @@ from flmrec_spark.tables.delta import Tables
 
 _DATABASES = itertools.count(1)
 
+if not Path("/dev/nvidia0").exists():  # Triton asks when it is imported first, and its interpreter needs no GPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A machine under load is slow, not wrong.
 hypothesis.settings.register_profile("flmrec", deadline=None)
 hypothesis.settings.load_profile("flmrec")

@@ -25,8 +25,13 @@ class Head(nn.Module):
 
     def of_user(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """The same as a vector (D,) and a number, as it is linear in x: logit = x . vector + number; pooled (D,)."""
+        vectors, numbers = self.of_users(pooled[None])
+        return vectors[0], numbers[0]
+
+    def of_users(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """As `of_user` for many: pooled (B, D) -> vectors (B, D) and numbers (B,), float32."""
         pooled = pooled.float()
-        return self.item_weight + self.dot * pooled / len(pooled), pooled @ self.user_weight + self.offset
+        return self.item_weight + self.dot * pooled / pooled.shape[-1], pooled @ self.user_weight + self.offset
 
     @torch.no_grad()
     def start(self, weight: Tensor, offset: float) -> None:

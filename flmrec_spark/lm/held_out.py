@@ -16,7 +16,7 @@ from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import ItemFactors
 from flmrec_spark.lm.dataset import Catalog, Examples, Prepared
 from flmrec_spark.lm.factor_stage import tastes
-from flmrec_spark.lm.judge import Judge, Rules, Taste
+from flmrec_spark.lm.judge import Asked, Judge, Rules, Taste
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.ranking import best
 
@@ -81,15 +81,14 @@ class HeldOut:
         is_liked = is_target & (self.rows.labels > 0.5)
         hits = np.zeros((len(self.rows), K), dtype=bool) if lists else None
         found, n_relevant = [], np.zeros(len(self.rows))
-        for row, user in enumerate(self.rows.users.tolist()):
-            targets = self.rows.targets[row][is_target[row]]
-            taste = Taste(None if self.tastes is None else self.tastes[row])
-            asked = self.rows.prefixes[row], self.user_ids[user], taste
+        targets_of = [self.rows.targets[row][is_target[row]] for row in range(len(self.rows))]
+        asked = [self._asked(row, None if lists else targets) for row, targets in enumerate(targets_of)]
+        for row, said in enumerate(judge.says_each(asked)):
             if hits is None:
-                found.append(judge.says(*asked, items=targets).rating)
+                found.append(said.rating)
                 continue
-            said = judge.says(*asked)
-            found.append(said.rating[targets])
+            found.append(said.rating[targets_of[row]])
+            user = int(self.rows.users[row])
             first, stop = np.searchsorted(self.seen, [user * n_items, (user + 1) * n_items])
             known = self.seen[first:stop] - user * n_items
             top = best(said.score, K, allowed=self.catalog.is_known & ~np.isin(np.arange(n_items), known))
@@ -98,6 +97,10 @@ class HeldOut:
             n_relevant[row] = len(relevant)
         users = np.repeat(np.arange(len(self.rows)), is_target.sum(1))
         return Answers(users, self.rows.labels[is_target], np.concatenate(found), hits, n_relevant)
+
+    def _asked(self, row: int, items: Any) -> Asked:
+        taste = Taste(None if self.tastes is None else self.tastes[row])
+        return Asked(self.rows.prefixes[row], self.user_ids[self.rows.users[row]], taste, items)
 
 
 def compared(own: Sequence[Answers], base: Sequence[Answers], *, n_resamples: int) -> dict[str, Any]:

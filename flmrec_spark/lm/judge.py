@@ -6,7 +6,7 @@ checkpoint was calibrated. Shapes: N items of the scorer, F factors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,16 @@ class Taste:
     """What collaborative factors make of one history."""
 
     factors: Floats | None = None  # (F,), None where there are none
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One user, and the items that are asked about: rows of the scorer, or None for all."""
+
+    segment: list[int]
+    user_id: str
+    taste: Taste
+    items: Index | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +89,24 @@ class Judge:
         liked: Bools = np.asarray(is_liked, dtype=bool)[known]
         return Taste(self.rules.factors.taste(places, liked))
 
-    def says(self, user: list[int], user_id: str, taste: Taste, *, items: Index | None = None) -> Said:
-        """Of one user's segment, about all items of the scorer or those of an index."""
-        rules, factors = self.rules, taste.factors
-        chosen: Any = slice(None) if items is None else items
-        logits = self.scorer.head_logits(user, items=items, factors=factors if rules.has_tokens else None)
-        text = logits[0] + self.scorer.items.bias[chosen] + rules.user_bias.get(user_id, 0.0)
+    def says(self, asked: Asked) -> Said:
+        """Of one user alone."""
+        return self._said(asked, self.scorer.head_logits(asked.segment, items=asked.items, factors=self._shown(asked)))
+
+    def says_each(self, asked: Sequence[Asked]) -> Iterator[Said]:
+        """Of each user, in their order; those who are asked about all items go together where the scorer does so."""
+        whole = ((one.segment, self._shown(one)) for one in asked if one.items is None)
+        logits = self.scorer.head_logits_each(whole)
+        for one in asked:
+            yield self._said(one, next(logits)) if one.items is None else self.says(one)
+
+    def _shown(self, asked: Asked) -> Floats | None:
+        return asked.taste.factors if self.rules.has_tokens else None
+
+    def _said(self, asked: Asked, logits: Scores) -> Said:
+        rules, factors = self.rules, asked.taste.factors
+        chosen: Any = slice(None) if asked.items is None else asked.items
+        text = logits[0] + self.scorer.items.bias[chosen] + rules.user_bias.get(asked.user_id, 0.0)
         rating = rules.calibration.log_odds(text, self._term(RATING, factors, chosen))
         probability = rules.calibration.probability(text, self._term(RATING, factors, chosen))
         if rules.list_blend is None:

@@ -4,7 +4,8 @@ For a last-layer join (`join_layer` L - 1, or `join: attention`) a pair is one s
 the item's own attention is one more key, one out-projection and one feed-forward of one token. Earlier joins run the
 same model layer by layer on blocks of items, two towers a matrix product, `join: full` the stock pair.
 
-A user is scored alone and items in fixed blocks, so a score does not depend on who else is in the batch.
+On a CPU a user is scored alone and items in fixed blocks, on a GPU users go in steps of one shape, so a score does not
+depend on who else is in the batch.
 
 Shapes: N items, T items of a block, P user tokens, D hidden, H heads, E = D / H.
 """
@@ -12,37 +13,36 @@ Shapes: N items, T items of a block, P user tokens, D hidden, H heads, E = D / H
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.lm import item_states
 from flmrec_spark.lm.attention import Attention, TorchAttention, attention_of
 from flmrec_spark.lm.blending import Calibration
-from flmrec_spark.lm.early_join import EarlyJoin, early_join_of
-from flmrec_spark.lm.families.base import expanded
 from flmrec_spark.lm.fused import FusedLast, fused_layers
 from flmrec_spark.lm.kernels import pack_linears, quantize_linears
 from flmrec_spark.lm.memory import Blocks
 from flmrec_spark.lm.model import ItemStates, Segment, SegmentedModel, UserStates, concatenated
 from flmrec_spark.lm.native import Kernel
+from flmrec_spark.lm.one_by_one import EARLY_BLOCK, OneByOne, heads_of
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.states import ItemPart
 
+log = logging.getLogger("flmrec")
+
 _ENCODE_BLOCK = 128  # items encoded at once
-_LAST_BLOCK = {"cpu": 512, "cuda": 8192}  # items of a block: fits the cache, or fills the device
-_EARLY_BLOCK = {"cpu": 128, "cuda": 2048}
 Scores = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
-Work = Callable[[int, int], None]  # on items start .. stop - 1
+User = tuple[list[int], Floats | None]  # a segment and its collaborative token
 
 
 class Scorer:
@@ -72,7 +72,7 @@ class Scorer:
     ) -> None:
         self.device = device
         self.dtype = DTYPES[precision]
-        changes = packed or precision != "fp32" or kernel is not None
+        changes = packed or precision != "fp32" or kernel is not None or torch.device(device).type == "cuda"
         self.model = (copy.deepcopy(model) if changes else model).to(device)
         self.kernel = kernel if device == "cpu" else None
         self.is_last = model.join != "full" and model.join_layer == model.family.n_layers - 1
@@ -87,15 +87,18 @@ class Scorer:
         if layers is None:
             self._convert(precision, packed)
         kind = torch.device(device).type
-        self._encode_blocks, self._early_blocks = Blocks(_ENCODE_BLOCK), Blocks(_EARLY_BLOCK[kind])
-        self._last_blocks = Blocks(_LAST_BLOCK[kind])
+        self.uses_batches = kind == "cuda" and _uses_device_layers(self.model, tokens.ids.shape[1])
+        self._encode_blocks, self._pair_blocks = Blocks(_ENCODE_BLOCK), Blocks(EARLY_BLOCK[kind])
         found = None
         if states is not None:
             found = item_states.load(states, self.device)
         elif model.join != "full" and len(tokens):
             found = self._laid_out(self.encode(tokens))
         self.items = ItemPart(tokens, found, np.zeros(len(tokens)) if item_bias is None else item_bias)
-        self.early = early_join_of(self.model, self.kernel, found)
+        self.batches = _batches_of(self.model, found, device) if self.uses_batches and found is not None else None
+        self.one: OneByOne | None = None
+        if found is not None and self.batches is None:
+            self.one = OneByOne(self.model, found, self.attention, self.fused, self.kernel)
 
     def _convert(self, precision: str, packed: bool) -> None:
         self.model.backbone.to(self.dtype)
@@ -124,8 +127,20 @@ class Scorer:
         if self.model.join == "full":
             asked = self.items.tokens if items is None else self.items.tokens.take(items)
             return self._pair_logits(user, asked, factors)
-        logits = self._score_states(self._encoded(user, factors), items)
+        if self.batches is not None:
+            own = self.batches if items is None else self.batches.take(torch.from_numpy(items).to(self.device))
+            return np.asarray(own.of_one((user, factors)))
+        assert self.one is not None  # there are items
+        logits = self.one.logits(self._encoded(user, factors), items)
         return np.asarray(logits.double().cpu().numpy())
+
+    def head_logits_each(self, users: Iterable[User]) -> Iterator[Scores]:
+        """`head_logits` of each user for all items, in their order; on a GPU many at a time, while others are used."""
+        if self.batches is not None:
+            yield from self.batches.logits(users)
+            return
+        for user, factors in users:
+            yield self.head_logits(user, factors=factors)
 
     @torch.inference_mode()
     def pair_logits(self, user: list[int], items: TokenBlock) -> Scores:
@@ -145,9 +160,9 @@ class Scorer:
                 grid = torch.arange(stop - start, device=self.device)[None]
                 encoded = self.model.encode_items(block.ids, block.lengths, block.factors)
                 hidden, pooled = self.model.joined(states, encoded, grid)[0], states.pooled
-            result[:, start:stop] = self._heads(hidden, pooled).double().cpu().numpy()
+            result[:, start:stop] = heads_of(self.model, hidden, pooled).double().cpu().numpy()
 
-        self._early_blocks.run(len(items), score_block)
+        self._pair_blocks.run(len(items), score_block)
         return result
 
     @torch.inference_mode()
@@ -167,81 +182,29 @@ class Scorer:
         """Writes what `encode` gave, as the kernel reads it, for processes to map into their memory."""
         item_states.save(self._laid_out(states), file)
 
-    def _heads(self, hidden: Tensor, pooled: Tensor) -> Tensor:
-        """(heads, n) of last hidden states (n, D)."""
-        return torch.stack([head(hidden, pooled) for head in self.model.heads])
-
     def _laid_out(self, states: ItemStates) -> ItemStates:
-        return (self.fused or self.attention).items(states) if self.is_last else states
+        return (self.fused or self.attention).items(states) if self.is_last and not self.uses_batches else states
 
     def _encoded(self, user: list[int], factors: Floats | None) -> UserStates:
         segment = Segment.of_one(user, factors, self.device)
         return self.model.encode_users(segment.ids, segment.lengths, segment.factors)
 
-    def _score_states(self, user: UserStates, items: Index | None) -> Tensor:
-        """Logits (heads, items)."""
-        states, n_heads = self.items.states, len(self.model.heads)
-        assert states is not None
-        index = None if items is None else torch.from_numpy(items).to(self.device)
-        if self.model.is_two_towers:
-            hidden = states.hidden[:, 0] if index is None else states.hidden[index, 0]
-            return self._heads(hidden, user.pooled)
-        if self.is_last and index is not None:
-            states = (self.fused or self.attention).take(states, index)
-        if self.fused is not None:
-            return self._fused_last(self.fused, user, states)
-        n_items = len(states.hidden) if self.is_last or index is None else len(index)
-        logits = torch.empty(n_heads, n_items, device=self.device)
-        if self.is_last:
-            self._last_blocks.run(n_items, self._last_layer(user, states, logits))
-        elif self.early is not None and index is None:
-            self._early_blocks.run(n_items, self._early_layers(self.early, user, logits))
-        else:
-            self._early_blocks.run(n_items, self._layers(user, states, index, logits))
-        return logits
 
-    def _layers(self, user: UserStates, items: ItemStates, index: Tensor | None, logits: Tensor) -> Work:
-        """What writes the logits of some items, in the order of an index: the layers from the join on, by torch."""
+def _uses_device_layers(model: SegmentedModel, n_tokens: int) -> bool:
+    """Prepares a model for `user_batches` where it fits them and Triton is there."""
+    try:
+        from flmrec_spark.lm import device_join  # here: a CPU needs no Triton
+    except ImportError as fault:
+        log.warning("score: no Triton on this GPU's machine (%s): torch alone, slower", fault)
+        return False
+    if model.join == "full":
+        return False
+    device_join.use_device_layers(model)
+    return device_join.fits(model, n_tokens)
 
-        def score_block(start: int, stop: int) -> None:
-            grid = torch.arange(start, stop, device=self.device) if index is None else index[start:stop]
-            hidden = self.model.joined(user, items, grid[None])[0]
-            logits[:, start:stop] = self._heads(hidden, user.pooled)
 
-        return score_block
+def _batches_of(model: SegmentedModel, states: ItemStates, device: str) -> Any:
+    from flmrec_spark.lm.device_join import DeviceJoin
+    from flmrec_spark.lm.user_batches import UserBatches
 
-    def _early_layers(self, early: EarlyJoin, user: UserStates, logits: Tensor) -> Work:
-        """As `_layers`, of all items and by the kernel."""
-        known = early.user(user)
-
-        def score_block(start: int, stop: int) -> None:
-            hidden = early.last_hidden(known, start, stop)
-            logits[:, start:stop] = self._heads(hidden, user.pooled)
-
-        return score_block
-
-    def _last_layer(self, user: UserStates, items: ItemStates, logits: Tensor) -> Work:
-        """What writes the logits of the items start .. stop - 1: the last layer of one token each."""
-        model = self.model
-        known = self.attention.user(*self._keys(user))
-        of_user = [head.of_user(user.pooled[0]) for head in model.heads]
-
-        def score_block(start: int, stop: int) -> None:
-            attended = self.attention.attend(items, known, slice(start, stop))
-            layer, feed_forward = model.family.n_layers - 1, model.join != "attention"
-            hidden = model.family.finish(layer, items.hidden[start:stop], attended, feed_forward=feed_forward)
-            hidden = hidden.float()
-            for row, (direction, constant) in enumerate(of_user):
-                torch.addmv(constant, hidden, direction, out=logits[row, start:stop])
-
-        return score_block
-
-    def _fused_last(self, fused: FusedLast, user: UserStates, items: ItemStates) -> Tensor:
-        """Logits (heads, N) of all of the items: the last layer and the heads in one call."""
-        directions, constants = zip(*[head.of_user(user.pooled[0]) for head in self.model.heads], strict=True)
-        return fused.dots(items, *self._keys(user), torch.stack(directions)) + torch.stack(constants)[:, None]
-
-    def _keys(self, user: UserStates) -> tuple[Tensor, Tensor]:
-        """Keys and values (H, P, E) of the last layer."""
-        n_heads = self.model.family.n_heads
-        return expanded(user.keys[0][0], n_heads), expanded(user.values[0][0], n_heads)
+    return UserBatches(DeviceJoin(model, states), device)

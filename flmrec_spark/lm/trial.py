@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flmrec_spark.lm import precision, worker
+from flmrec_spark.lm import judge, precision, worker
 from flmrec_spark.lm.judge import Judge, Rules
 from flmrec_spark.lm.scorer import Scorer
 
@@ -80,6 +80,7 @@ class _Sample:
     def scores(self, name: str) -> Any:
         """float64 (U, N)."""
         scorer = Scorer(self.model, self.tokens, item_bias=self.bias, **{**self.means, "precision": name})
-        judge = Judge(scorer, self.rules, self.items, self.places)
-        said = [judge.says(one.segment, one.user_id, judge.taste(one.history, one.is_liked)) for one in self.users]
-        return np.stack([one.score for one in said])
+        own = Judge(scorer, self.rules, self.items, self.places)
+        users = [(one, own.taste(one.history, one.is_liked)) for one in self.users]
+        asked = [judge.Asked(one.segment, one.user_id, taste) for one, taste in users]
+        return np.stack([said.score for said in own.says_each(asked)])

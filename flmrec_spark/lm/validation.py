@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,8 @@ def validate(
 ) -> Validation:
     """AUC, UAUC and log-loss on the observed targets; NDCG@10 of the liked ones among all items not seen in training.
 
-    NDCG is nan for `join: full`. `seen` holds sorted keys user * N + item. A row of `data` must hold all targets of
-    its prefix, not a part of them. `factors` are those of the catalogue, and the tastes (R, F) of the rows.
+    NDCG is nan for `join: full` on a CPU. `seen` holds sorted keys user * N + item. A row of `data` must hold all
+    targets of its prefix, not a part of them. `factors` are those of the catalogue, and the tastes (R, F) of the rows.
     """
     was_training = model.training
     model.eval()
@@ -102,12 +102,13 @@ def validate(
     hits, n_relevant = np.zeros((n_rows, _K), dtype=bool), np.zeros(n_rows)
     is_liked = is_target & (data.labels > 0.5)
     asked, drawn, relevance, weights = [], [], [], []
-    for row, user in enumerate(data.users.tolist()):
-        targets = data.targets[row][is_target[row]]
-        if model.join == "full":  # a whole catalogue of stock pairs for each user would take hours
-            asked.append(asker.parts(row, user, data.prefixes[row], targets))
+    targets_of = [data.targets[row][is_target[row]] for row in range(n_rows)]
+    has_lists = model.join != "full" or not asker.is_on_cpu  # a catalogue of stock pairs a user would take hours there
+    for row, parts in enumerate(asker.each(data, None if has_lists else targets_of)):
+        user, targets = int(data.users[row]), targets_of[row]
+        if not has_lists:
+            asked.append(parts)
             continue
-        parts = asker.parts(row, user, data.prefixes[row], None)
         asked.append(parts.take(targets))
         own = np.searchsorted(seen, [user * n_items, (user + 1) * n_items])
         rated = seen[own[0] : own[1]] - user * n_items
@@ -144,22 +145,33 @@ class _Asker:
         factors: tuple[ItemFactors, Floats] | None,
     ) -> None:
         device = model.rating.offset.device
-        packed = device.type == "cpu" and can_pack()
+        self.is_on_cpu = device.type == "cpu"
+        packed = self.is_on_cpu and can_pack()
         self.scorer = Scorer(model, catalog.tokens, precision=precision, device=str(device), packed=packed)
         self.user_bias, self.item_bias = (part.detach().cpu().numpy() for part in (bias.user, bias.item))
         self.factors = factors
         self.has_tokens = model.user_token is not None
 
-    def parts(self, row: int, user: int, prefix: list[int], items: Index | None) -> Parts:
-        """Of some items, or of all."""
-        taste = None if self.factors is None else self.factors[1][row]
-        logits = self.scorer.head_logits(prefix, items=items, factors=taste if self.has_tokens else None)
-        chosen: Any = slice(None) if items is None else items
+    def each(self, data: Examples, items: Sequence[Index] | None) -> Iterator[Parts]:
+        """Of some items of each row's user, or of all."""
+        rows = range(len(data))
+        if items is None:
+            whole = self.scorer.head_logits_each((data.prefixes[row], self._token(row)) for row in rows)
+            yield from (self._parts(row, int(data.users[row]), own, slice(None)) for row, own in enumerate(whole))
+            return
+        for row, chosen in enumerate(items):
+            logits = self.scorer.head_logits(data.prefixes[row], items=chosen, factors=self._token(row))
+            yield self._parts(row, int(data.users[row]), logits, chosen)
+
+    def _token(self, row: int) -> Floats | None:
+        return self.factors[1][row] if self.factors is not None and self.has_tokens else None
+
+    def _parts(self, row: int, user: int, logits: Scores, chosen: Any) -> Parts:
         text = logits[0] + self.item_bias[chosen] + self.user_bias[user] if len(self.user_bias) else logits[0]
         head = logits[1] if len(logits) > 1 else None
-        if self.factors is None or taste is None:
+        if self.factors is None:
             return Parts(text, None, head, None, None)
-        rating, listing = (self.factors[0].term(kind, taste, chosen) for kind in (RATING, LISTING))
+        rating, listing = (self.factors[0].term(kind, self.factors[1][row], chosen) for kind in (RATING, LISTING))
         return Parts(text, rating, head, listing, self.factors[0].is_new[chosen])
 
 

@@ -22,7 +22,6 @@ from flmrec_spark.stages.baselines.stacker import Stacker
 from flmrec_spark.stages.baselines.world import Floats
 from flmrec_spark.stages.diversity import Diverse, diversified, of_worker
 from flmrec_spark.stages.scores import Answer, Shipped
-from flmrec_spark.stages.usage import Meter
 from flmrec_spark.stages.users import User, users_of
 
 FLM, HYBRID = "flm", "hybrid"
@@ -37,7 +36,7 @@ class Moved:
     item: Floats  # [N]
 
 
-_Rows = Callable[[User, Any, Pack, Meter], Iterator[pa.RecordBatch]]
+_Rows = Callable[[User, Answer, Any, Pack], Iterator[pa.RecordBatch]]
 
 
 def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved) -> DataFrame:
@@ -50,8 +49,7 @@ def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved
       moved: taken from the bias terms, if the checkpoint has them.
     """
 
-    def rows(user: User, worker: Any, pack: Pack, meter: Meter) -> Iterator[pa.RecordBatch]:
-        answer = scores.answer_of(user, worker, meter)
+    def rows(user: User, answer: Answer, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
         if answer.said is not None:
             found = _features(user, worker, answer, pack)
             if worker.has_bias_terms:
@@ -86,8 +84,7 @@ def lists_of_both(
     Columns and order are as `baselines.lists.lists`, the further lists called by `diversity.diversified`.
     """
 
-    def rows(user: User, worker: Any, pack: Pack, meter: Meter) -> Iterator[pa.RecordBatch]:
-        answer = scores.answer_of(user, worker, meter)
+    def rows(user: User, answer: Answer, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
         said = answer.said
         values: dict[str, Any] = {FLM: None if said is None else said.score}
         if stacker is not None:
@@ -116,9 +113,10 @@ def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, out
             raise ConflictError("items: the baselines and the checkpoint were sent with other ones; run again")
         with shipped.usage.task() as meter:
             for batch in batches:
-                users_of_batch = users_of(batch, worker.catalogue, profile)
                 with meter.busy():
-                    found = [part for user in users_of_batch for part in rows(user, worker, pack, meter)]
+                    asked = list(users_of(batch, worker.catalogue, profile))
+                    answers = zip(asked, scores.answers_of(asked, worker, meter), strict=True)
+                    found = [part for user, answer in answers for part in rows(user, answer, worker, pack)]
                 yield from pa.Table.from_batches(found).combine_chunks().to_batches() if found else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)

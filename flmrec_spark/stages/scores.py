@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,9 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int, diversity: DiversityCo
         with usage.task() as meter:
             for batch in batches:
                 with meter.busy():
-                    lists = [_list(user, worker, n, meter, pick) for user in users_of(batch, worker.catalogue, profile)]
+                    users = list(users_of(batch, worker.catalogue, profile))
+                    answers = zip(users, answers_of(users, worker, meter), strict=True)
+                    lists = [_list(user, worker, answer, n, pick) for user, answer in answers]
                 yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
@@ -167,31 +169,49 @@ class Best:
     probabilities: Any
 
 
-def _list(user: User, worker: Any, n: int, meter: Meter, reranker: Reranker) -> pa.RecordBatch:
-    answer = answer_of(user, worker, meter)
+def _list(user: User, worker: Any, answer: Answer, n: int, reranker: Reranker) -> pa.RecordBatch:
     return list_rows(user, worker, answer, answer.said and answer.best(answer.said.score, n, reranker))
 
 
-def answer_of(user: User, worker: Any, meter: Meter) -> Answer:
+def answers_of(users: Sequence[User], worker: Any, meter: Meter) -> Iterator[Answer]:
+    """What the model says of each user, in their order: on a GPU many are scored together."""
+    asked = [_asked(user, worker) for user in users]
+    said = worker.judge.says_each([question for _, question, _ in asked if question is not None])
+    for answer, question, excluded in asked:
+        meter.add(users=1)
+        if question is None:
+            yield answer
+            continue
+        own = next(said)
+        meter.add(pairs=len(own.score), user_tokens=len(question.segment))
+        is_left = np.ones(len(worker.catalogue.listed), dtype=bool)  # not before: it is as long as the catalogue
+        is_left[excluded] = False
+        yield replace(answer, is_left=is_left, said=own)
+
+
+def _asked(user: User, worker: Any) -> tuple[Answer, Any, Any]:
+    """The answer but for what the model says, the `judge.Asked` of it, and the scorer's rows that may not be listed.
+
+    Instead of an `Asked` None where there is nothing to ask.
+    """
+    from flmrec_spark.lm.judge import Asked
     from flmrec_spark.lm.segments import TOO_LONG_USER
 
-    meter.add(users=1)
     history = user.interactions(worker.catalogue.fields, worker.segmenter.history_length)
     segment = worker.segmenter.user(user.profile, history)
     has_history = len(history) > 0
     if segment is None:
-        return Answer(has_history, 0, TOO_LONG_USER)
-    is_left = np.ones(len(worker.catalogue.listed), dtype=bool)
-    is_left[_known(worker.row_of_place[user.excluded])] = False
-    asked = None if user.candidates is None else np.unique(_known(worker.row_of_place[user.candidates]))
-    if asked is not None:
-        asked = asked[is_left[asked]]
-    if not (is_left.any() if asked is None else len(asked)):
-        return Answer(has_history, segment.n_cut, NO_CANDIDATES)
+        return Answer(has_history, 0, TOO_LONG_USER), None, None
+    excluded = np.unique(_known(worker.row_of_place[user.excluded]))
+    asked, n_left = None, len(worker.catalogue.listed) - len(excluded)
+    if user.candidates is not None:
+        asked = np.setdiff1d(_known(worker.row_of_place[user.candidates]), excluded)
+        n_left = len(asked)
+    if n_left == 0:
+        return Answer(has_history, segment.n_cut, NO_CANDIDATES), None, None
     taste = worker.judge.taste(user.history, user.is_liked)
-    said = worker.judge.says(segment.ids, user.user_id, taste, items=asked)
-    meter.add(pairs=len(said.score), user_tokens=len(segment.ids))
-    return Answer(has_history, segment.n_cut, asked=asked, is_left=is_left, said=said)
+    question = Asked(segment.ids, user.user_id, taste, asked)
+    return Answer(has_history, segment.n_cut, asked=asked), question, excluded
 
 
 def list_rows(user: User, worker: Any, answer: Answer, top: Best | None) -> pa.RecordBatch:

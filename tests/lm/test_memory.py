@@ -103,7 +103,10 @@ def test_scores_keep_their_bits_when_the_memory_runs_out(
     monkeypatch.setattr(scorer.model, "pair", refusing(scorer.model.pair, lambda user, item: len(user.ids), 70))
     np.testing.assert_array_equal(scorer.logits([5, 6, 7]), expected[0])
     np.testing.assert_array_equal(scorer.logits([5, 6, 7], items=chosen), expected[1])
-    assert min(scorer._last_blocks.size, scorer._early_blocks.size) in (32, 64)  # it was refused
+    blocks = [scorer._pair_blocks]
+    if scorer.one is not None:  # not for whole pairs
+        blocks += [scorer.one.last_blocks, scorer.one.early_blocks]
+    assert min(each.size for each in blocks) in (32, 64)  # it was refused
 
 
 def test_item_states_keep_their_bits_when_the_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
