@@ -54,6 +54,7 @@ class FusedLayer:
         self.dtype = _attended(kernel, precision)
         self.n_heads, self.width, self.hidden = n_heads, width, parts.out.out_features
         self.attention, n_inner = n_heads * width, parts.inner.out_features
+        self.panel, self.step = kernel.sides_of(precision)
         self.chunk = max(n for n in range(_LANES, _CHUNK + 1, _LANES) if n_inner % n == 0)
         self._kept: list[Tensor] = []  # what the structures point to
         dense = (
@@ -113,8 +114,8 @@ class FusedLayer:
 
     def _n_scratch(self, n_keys: int) -> int:
         """Rows of a tile: attention's output, residual, a chunk, and the states of a product or the keys' weights."""
-        panel, attention = self.kernel.panel, self.attention
-        words = max(n_keys + 2, attention, self.hidden + self.chunk)
+        panel, attention = self.panel, self.attention
+        words = max(n_keys + self.kernel.key_step, attention, self.hidden + self.chunk) + 2 * self.step
         return attention + self.hidden + panel + max(self.chunk + panel, self.width) + words
 
     def _dense(self, linear: nn.Linear, *, rows: int, depth: int, scale: float = 1.0) -> _Dense:
@@ -131,14 +132,21 @@ class FusedLayer:
         return _Dense(*map(self._keep, (panels, bias, padded_steps, zeros)))
 
     def _panels(self, weight: Tensor) -> Tensor:
-        """(n, depth) -> (panels, words, outputs of a panel, numbers of a word) in the format of the product."""
+        """(n, depth) -> (panels, words, outputs of a panel, numbers of a word) in the format of the product.
+
+        By tiles: (panels, steps, tiles of a panel, outputs of a tile, words of a step, numbers of a word).
+        """
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[self.precision]
-        each, panel = _EACH[self.precision], self.kernel.panel
+        each, panel = _EACH[self.precision], self.panel
         rows = self._padded(weight)
+        if self.step > 1:
+            rows = nn.functional.pad(rows, (0, -rows.shape[1] % (self.step * each)))
+            tiles = rows.view(-1, panel // _LANES, _LANES, rows.shape[1] // self.step // each, self.step, each)
+            return tiles.permute(0, 3, 1, 2, 4, 5).contiguous().to(dtype)
         return rows.view(-1, panel, rows.shape[1] // each, each).transpose(1, 2).contiguous().to(dtype)
 
     def _padded(self, rows: Tensor) -> Tensor:
-        return torch.cat([rows, rows.new_zeros(-len(rows) % self.kernel.panel, *rows.shape[1:])])
+        return torch.cat([rows, rows.new_zeros(-len(rows) % self.panel, *rows.shape[1:])])
 
     def _norm(self, norm: nn.LayerNorm) -> _Norm:
         weight, bias = (self._keep(part.detach().float()) for part in (norm.weight, norm.bias))

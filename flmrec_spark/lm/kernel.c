@@ -8,6 +8,8 @@ INLINE void attend(const float *query, const char *own, const float *own_lse, co
     const int each = is_bf16 ? 2 : 1, size = is_bf16 ? 2 : 4;
     vec(*attended)[2] = (vec(*)[2])scratch;
     float *weights = scratch + width * TILE;
+    char before[64];
+    begin_tiles(before, is_bf16);
     for (long h = 0; h < n_heads; h++)
         for (long t = 0; t < n_items; t += TILE) {
             vec own_weight[2], part[LANES];
@@ -25,6 +27,7 @@ INLINE void attend(const float *query, const char *own, const float *own_lse, co
                     }
                 }
         }
+    end_tiles(before, is_bf16);
 }
 
 #define ARGUMENTS                                                                                                      \
@@ -36,8 +39,8 @@ INLINE void attend(const float *query, const char *own, const float *own_lse, co
 
 /* query: [H][E][n_padded], scaled by 1 / sqrt(E); own: [H][n_all][E]; own_lse: [H][n_padded], float; keys: [H][n_rows][E];
    values: [H][E][n_rows]; out: [n_items][H * E]. In bf16 numbers 2 i and 2 i + 1 along E share a word of the query:
-   [H][E / 2][n_padded][2]. n_padded is at least TILE more than n_all; n_rows is a multiple of 8, zero from n_keys on, E of 16;
-   own_lse may be -inf. scratch: (E + n_keys + 1) * TILE floats. */
+   [H][E / 2][n_padded][2]. n_padded is at least TILE more than n_all; n_rows is a multiple of KEYS, zero from n_keys on, E of 16;
+   own_lse may be -inf. scratch: (E + n_keys + KEYS) * TILE floats. */
 void attend_fp32(ARGUMENTS) { attend(NAMES, 0); }
 
 #if defined(__AVX512BF16__)
@@ -65,13 +68,15 @@ INLINE void attend_segments(const char *query, const char *key, const char *valu
 {
     const int size = is_bf16 ? 2 : 4;
     const long at_once = n_tokens < TILE ? TILE / n_tokens : 1, n_own = at_once * n_tokens, n_keys = n_user + n_own;
-    const long n_rows = (n_keys + 7) / 8 * 8, words = width * size / 4, n_kept = n_heads / n_shared;
+    const long n_rows = (n_keys + KEYS - 1) / KEYS * KEYS, words = width * size / 4, n_kept = n_heads / n_shared;
     const long line = n_heads * width * size, key_line = n_kept * width * size;
     vec nothing[2] = {splat(-__builtin_inff()), splat(-__builtin_inff())}, own_weight[2], part[LANES];
     char *keys = scratch, *values = keys + n_kept * n_rows * width * size;
     vec(*mask)[2] = (vec(*)[2])(values + n_kept * n_rows * width * size), (*attended)[2] = mask + n_own;
     float *tokens = (float *)(attended + width), *weights = tokens + words * TILE;
 
+    char before[64];
+    begin_tiles(before, is_bf16);
     __builtin_memset(keys, 0, 2 * n_kept * n_rows * width * size);
     for (long h = 0; n_user && h < n_kept; h++) {
         __builtin_memcpy(keys + h * n_rows * width * size, user_keys + h * n_user_rows * width * size,
@@ -119,6 +124,7 @@ INLINE void attend_segments(const char *query, const char *key, const char *valu
             }
         }
     }
+    end_tiles(before, is_bf16);
 }
 
 #define SEGMENTS                                                                                                       \
@@ -167,4 +173,5 @@ void rescale(float *x, const float *scales, const float *bias, long n_rows, long
 }
 
 int tile(void) { return TILE; }
+int key_step(void) { return KEYS; }
 int zero(void) { return ZERO; }

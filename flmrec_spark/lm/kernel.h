@@ -19,6 +19,15 @@
 #define HAS_BYTES
 #endif
 
+/* AMX multiplies tiles: SIDE rows of SIDE words by SIDE words of LANES items. */
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(HAS_BF16)
+#define HAS_TILES
+#define SIDE 16
+#define KEYS 32 /* a user's keys are filled up to a multiple of it: of two tiles, or of a tile's words of two */
+#else
+#define KEYS 8
+#endif
+
 /* LANES floats of a vector; ROWS x 2 sums fit the registers with room for what is multiplied. */
 #if defined(__AVX512F__)
 #define LANES 16
@@ -108,6 +117,42 @@ INLINE vec rough_exponent(vec x)
 INLINE ints paired(vec x, vec y)
 {
     return (ints)(((((ints)x + 0x8000) >> 16) & 0xffff) | (((ints)y + 0x8000) & (int32_t)0xffff0000));
+}
+
+#if defined(HAS_TILES)
+struct tiles {
+    uint8_t palette, start, none[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64)));
+#endif
+
+/* Whoever computed with tiles in this thread before may rely on how they were laid out (oneDNN does): `before` keeps that. */
+INLINE void begin_tiles(char before[64], const int uses_tiles)
+{
+#if defined(HAS_TILES)
+    if (!uses_tiles) return;
+    struct tiles own = {.palette = 1};
+    for (int i = 0; i < 8; i++) own.bytes[i] = 64, own.rows[i] = SIDE;
+    _tile_storeconfig(before);
+    __asm__ volatile("" ::"r"(&own) : "memory");
+    _tile_loadconfig(&own);
+#else
+    (void)before, (void)uses_tiles;
+#endif
+}
+
+INLINE void end_tiles(char before[64], const int uses_tiles)
+{
+#if defined(HAS_TILES)
+    if (!uses_tiles) return;
+    if (before[0])
+        _tile_loadconfig(before);
+    else
+        _tile_release();
+#else
+    (void)before, (void)uses_tiles;
+#endif
 }
 
 /* sum + left * right: of floats, or of words that hold two bf16 each. */
@@ -227,6 +272,65 @@ INLINE void attend_tile_as(const float *query, long stride, const float *own_lse
     }
 }
 
+#if defined(HAS_TILES)
+/* to[rows][TILE] = left[rows][depth] right[depth][TILE], of bf16: rows a multiple of 32, depth, in words, of 16. Lines of `left`
+   are `step` words apart, those of `right` `stride`. The compiler does not see what tiles read. */
+INLINE void product_by_tiles(const float *left, long step, const float *right, long stride, long depth, long rows, vec (*to)[2])
+{
+    __asm__ volatile("" ::: "memory");
+    for (long r = 0; r < rows; r += 2 * SIDE) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (long k = 0; k < depth; k += SIDE) {
+            _tile_loadd(4, left + r * step + k, 4 * step);
+            _tile_loadd(5, left + (r + SIDE) * step + k, 4 * step);
+            _tile_loadd(6, right + k * stride, 4 * stride);
+            _tile_loadd(7, right + k * stride + LANES, 4 * stride);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, &to[r][0], 128);
+        _tile_stored(1, &to[r][1], 128);
+        _tile_stored(2, &to[r + SIDE][0], 128);
+        _tile_stored(3, &to[r + SIDE][1], 128);
+    }
+}
+
+/* As attend_tile_as in bf16, for a width that is a multiple of 32. */
+INLINE void attend_by_tiles(const float *query, long stride, const float *own_lse, const float *keys, const float *values,
+                            long n_keys, long n_rows, long width, const vec (*mask)[2], long n_free, float *weights,
+                            vec own_weight[2], vec (*attended)[2])
+{
+    const long filled = (n_keys + KEYS - 1) / KEYS * KEYS;
+    vec(*x)[2] = (vec(*)[2])weights, top[2], lse[2], total[2] = {}, scale[2];
+    product_by_tiles(keys, width / 2, query, stride, width / 2, filled, x);
+    for (int i = 0; i < 2; i++) {
+        top[i] = lse[i] = ((const vec *)own_lse)[i];
+        for (long p = n_free; p < n_keys; p++) x[p][i] += mask[p - n_free][i];
+        for (long p = 0; p < n_keys; p++) top[i] = larger(top[i], x[p][i]);
+        for (long p = n_keys; p < filled; p++) x[p][i] = splat(-1e30f);
+    }
+    for (long p = 0; p < filled; p += 2)
+        for (int i = 0; i < 2; i++) {
+            vec first = rough_exponent(x[p][i] - top[i]), second = rough_exponent(x[p + 1][i] - top[i]);
+            total[i] += first + second;
+            x[p / 2][i] = (vec)paired(first, second);
+        }
+    for (int i = 0; i < 2; i++) {
+        vec own = exponent(lse[i] - top[i]);
+        scale[i] = 1.0f / (total[i] + own);
+        own_weight[i] = own * scale[i];
+    }
+    product_by_tiles(values, n_rows / 2, weights, TILE, filled / 2, width, attended);
+    for (long e = 0; e < width; e++)
+        for (int i = 0; i < 2; i++) attended[e][i] *= scale[i];
+}
+#endif
+
 #define TILE_ARGUMENTS                                                                                                 \
     const float *query, long stride, const float *own_lse, const float *keys, const float *values, long n_keys,        \
         long n_rows, long width, const vec(*mask)[2], long n_free, float *weights, vec own_weight[2],                  \
@@ -236,7 +340,16 @@ INLINE void attend_tile_as(const float *query, long stride, const float *own_lse
 
 APART void attend_tile_fp32(TILE_ARGUMENTS) { attend_tile_as(TILE_NAMES, 0); }
 #if defined(__AVX512BF16__)
-APART void attend_tile_bf16(TILE_ARGUMENTS) { attend_tile_as(TILE_NAMES, 1); }
+APART void attend_tile_bf16(TILE_ARGUMENTS)
+{
+#if defined(HAS_TILES)
+    if (width % (2 * SIDE) == 0) {
+        attend_by_tiles(TILE_NAMES);
+        return;
+    }
+#endif
+    attend_tile_as(TILE_NAMES, 1);
+}
 #endif
 
 INLINE void attend_tile(TILE_ARGUMENTS, const int is_bf16)

@@ -32,7 +32,22 @@ struct layer {
     long n_heads, width, hidden, n_inner, chunk; /* n_inner is 0 without a feed-forward, else a multiple of chunk */
 };
 
-INLINE long panels(long n) { return (n + PANEL - 1) / PANEL; }
+/* The weights of a panel lie tile by tile where tiles multiply them, two tiles of outputs for each step along the depth. */
+INLINE int has_tiles(const int kind)
+{
+#if defined(HAS_TILES)
+    return kind != FP32;
+#else
+    (void)kind;
+    return 0;
+#endif
+}
+
+/* Outputs of a panel, and words of a step along the depth of a product: weights and states are filled up to both. */
+INLINE long panel_of(const int kind) { return has_tiles(kind) ? 32 : PANEL; }
+INLINE long step_of(const int kind) { return has_tiles(kind) ? 16 : 1; }
+INLINE long padded(long n, const int kind) { return (n + panel_of(kind) - 1) / panel_of(kind) * panel_of(kind); }
+INLINE long filled(long words, const int kind) { return (words + step_of(kind) - 1) / step_of(kind) * step_of(kind); }
 
 #define PRODUCT                                                                                                                \
     const char *weights, const float *scale, const int32_t *zeros, const vec(*x)[2], long depth, long n,                       \
@@ -109,9 +124,83 @@ APART void multiply_int8_2(PRODUCT) { multiply_bytes(weights, scale, zeros, x, d
 APART void multiply_int8_1(PRODUCT) { multiply_bytes(weights, scale, zeros, x, depth, n, factor, y, 1); }
 #endif
 
+#if defined(HAS_TILES)
+/* Two tiles of outputs by one or two of items, in tiles 0 .. 3; the compiler does not see what they read. */
+#define TILES_OF(product)                                                                                                      \
+    for (long k = 0; k < depth; k += SIDE, w += 2 * SIDE * 64) {                                                               \
+        _tile_loadd(4, w, 64);                                                                                                 \
+        _tile_loadd(5, w + SIDE * 64, 64);                                                                                     \
+        _tile_loadd(6, &x[k][0], 128);                                                                                   \
+        product(0, 4, 6);                                                                                                      \
+        product(2, 5, 6);                                                                                                      \
+        if (vecs == 2) {                                                                                                       \
+            _tile_loadd(7, &x[k][1], 128);                                                                               \
+            product(1, 4, 7);                                                                                                  \
+            product(3, 5, 7);                                                                                                  \
+        }                                                                                                                      \
+    }
+
+INLINE void multiply_bf16_tiles(const char *w, const vec (*x)[2], long depth, long n, vec (*y)[2], const int vecs)
+{
+    __asm__ volatile("" ::: "memory");
+    for (long m = 0; m < n; m += 2 * SIDE) {
+        _tile_loadd(0, &y[m][0], 128);
+        _tile_loadd(2, &y[m + SIDE][0], 128);
+        if (vecs == 2) {
+            _tile_loadd(1, &y[m][1], 128);
+            _tile_loadd(3, &y[m + SIDE][1], 128);
+        }
+        TILES_OF(_tile_dpbf16ps)
+        _tile_stored(0, &y[m][0], 128);
+        _tile_stored(2, &y[m + SIDE][0], 128);
+        if (vecs == 2) {
+            _tile_stored(1, &y[m][1], 128);
+            _tile_stored(3, &y[m + SIDE][1], 128);
+        }
+    }
+}
+
+INLINE void multiply_bytes_tiles(PRODUCT, const int vecs)
+{
+    const char *w = weights;
+    ints sum[2 * SIDE][2];
+    __asm__ volatile("" ::: "memory");
+    for (long m = 0; m < n; m += 2 * SIDE) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        TILES_OF(_tile_dpbsud)
+        _tile_stored(0, &sum[0][0], 128);
+        _tile_stored(1, &sum[0][1], 128);
+        _tile_stored(2, &sum[SIDE][0], 128);
+        _tile_stored(3, &sum[SIDE][1], 128);
+        for (int r = 0; r < 2 * SIDE; r++)
+            for (int i = 0; i < vecs; i++)
+                y[m + r][i] += __builtin_convertvector(sum[r][i] + zeros[m + r], vec) * (factor[i] * scale[m + r]);
+    }
+}
+
+APART void tiles_bf16_2(const char *w, const vec (*x)[2], long depth, long n, vec (*y)[2])
+{
+    multiply_bf16_tiles(w, x, depth, n, y, 2);
+}
+APART void tiles_bf16_1(const char *w, const vec (*x)[2], long depth, long n, vec (*y)[2])
+{
+    multiply_bf16_tiles(w, x, depth, n, y, 1);
+}
+APART void tiles_int8_2(PRODUCT) { multiply_bytes_tiles(weights, scale, zeros, x, depth, n, factor, y, 2); }
+APART void tiles_int8_1(PRODUCT) { multiply_bytes_tiles(weights, scale, zeros, x, depth, n, factor, y, 1); }
+#endif
+
 /* y[n][TILE] += weights[n][depth] x[depth][TILE]; depth in words. y has room for whole panels. */
 INLINE void multiply(PRODUCT, int vecs, const int kind)
 {
+#if defined(HAS_TILES)
+    if (kind == BF16) (vecs == 2 ? tiles_bf16_2 : tiles_bf16_1)(weights, x, depth, n, y);
+    if (kind == INT8) (vecs == 2 ? tiles_int8_2 : tiles_int8_1)(weights, scale, zeros, x, depth, n, factor, y);
+    if (kind != FP32) return;
+#endif
     if (kind == FP32 && vecs == 2) multiply_fp32_2((const float *)weights, x, depth, n, y);
     if (kind == FP32 && vecs == 1) multiply_fp32_1((const float *)weights, x, depth, n, y);
 #if defined(HAS_BF16)
@@ -144,6 +233,8 @@ INLINE void pack(const vec (*x)[2], long n, vec (*words)[2], vec factor[2], int 
                 words[k / 4][i] = (vec)(byte[0] | byte[1] << 8 | byte[2] << 16 | byte[3] << 24);
             }
         }
+        const long n_words = kind == INT8 ? n / 4 : kind == BF16 ? n / 2 : n;
+        for (long k = n_words; k < filled(n_words, kind); k++) words[k][i] = (vec){};
     }
 }
 
@@ -216,25 +307,27 @@ INLINE void finish_as(const struct layer *layer, const vec (*x)[2], vec (*y)[2],
     for (int i = 0; i < vecs; i++)
         for (long m = 0; m < hidden; m++) y[m][i] += out->bias[m];
     pack(x, attention, words, factor, vecs, kind);
-    multiply(out->weights, out->scale, out->zeros, (const vec(*)[2])words, attention / each, hidden, factor, y, vecs, kind);
+    multiply(out->weights, out->scale, out->zeros, (const vec(*)[2])words,
+             filled(attention / each, kind), hidden, factor, y, vecs, kind);
     normalise(y, hidden, layer->first, vecs);
     if (!layer->n_inner) return;
     pack((const vec(*)[2])y, hidden, words, factor, vecs, kind);
-    vec(*chunk_words)[2] = words + hidden / each;
-    const long in_rows = panels(chunk) * PANEL, out_rows = panels(hidden) * PANEL;
+    const long in_words = filled(hidden / each, kind), out_words = filled(chunk / each, kind);
+    const long in_rows = padded(chunk, kind), out_rows = padded(hidden, kind);
+    vec(*chunk_words)[2] = words + in_words;
     for (int i = 0; i < vecs; i++)
         for (long m = 0; m < hidden; m++) y[m][i] += outer->bias[m];
     for (long c = 0; c < layer->n_inner / chunk; c++) {
         for (int i = 0; i < vecs; i++)
             for (long m = 0; m < chunk; m++) inner[m][i] = splat(in->bias[c * chunk + m]);
-        multiply(in->weights + c * in_rows * hidden * 4 / each, in->scale + c * in_rows, in->zeros + c * in_rows,
-                 (const vec(*)[2])words, hidden / each, chunk, factor, inner, vecs, kind);
+        multiply(in->weights + c * in_rows * in_words * 4, in->scale + c * in_rows, in->zeros + c * in_rows,
+                 (const vec(*)[2])words, in_words, chunk, factor, inner, vecs, kind);
         for (int i = 0; i < vecs; i++)
             for (long m = 0; m < chunk; m++) inner[m][i] = gelu(inner[m][i], kind);
         vec own[2] = {};
         pack((const vec(*)[2])inner, chunk, chunk_words, own, vecs, kind);
-        multiply(outer->weights + c * out_rows * chunk * 4 / each, outer->scale, outer->zeros + c * out_rows,
-                 (const vec(*)[2])chunk_words, chunk / each, hidden, own, y, vecs, kind);
+        multiply(outer->weights + c * out_rows * out_words * 4, outer->scale, outer->zeros + c * out_rows,
+                 (const vec(*)[2])chunk_words, out_words, hidden, own, y, vecs, kind);
     }
     normalise(y, hidden, layer->second, vecs);
 }
@@ -280,9 +373,11 @@ INLINE void score(const struct layer *layer, const float *query, const float *ow
 {
     const int is_bf16 = is_half(kind), each = is_bf16 ? 2 : 1;
     const long width = layer->width, hidden = layer->hidden, attention = layer->n_heads * width;
-    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + panels(hidden) * PANEL;
-    vec(*words)[2] = inner + panels(layer->chunk) * PANEL;
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + padded(hidden, kind);
+    vec(*words)[2] = inner + padded(layer->chunk, kind);
     float *weights = (float *)words;
+    char before[64];
+    begin_tiles(before, has_tiles(kind));
     for (long t = 0; t < n_tiles; t++) {
         for (long h = 0; h < layer->n_heads; h++) {
             vec own_weight[2], (*own_part)[2] = inner;
@@ -304,6 +399,7 @@ INLINE void score(const struct layer *layer, const float *query, const float *ow
         query += attention / each * TILE, own += attention / each * TILE, own_lse += layer->n_heads * TILE;
         residual += hidden / each * TILE;
     }
+    end_tiles(before, has_tiles(kind));
 }
 
 #define ARGUMENTS                                                                                                              \
@@ -363,14 +459,14 @@ INLINE void project_tile(const struct layer *layer, const float *hidden, char *c
     const int each = kind == INT8 ? 4 : kind == BF16 ? 2 : 1, vecs = n_rows > LANES ? 2 : 1;
     const long attention = layer->n_heads * layer->width, at = first * attention * (is_half(kind) ? 2 : 4);
     const struct dense *dense[3] = {&layer->query, &layer->key, &layer->value};
-    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + layer->hidden, (*words)[2] = y + panels(attention) * PANEL, factor[2] = {};
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + layer->hidden, (*words)[2] = y + padded(attention, kind), factor[2] = {};
     columns_fp32((const char *)(hidden + first * layer->hidden), n_rows, layer->hidden, x);
     pack((const vec(*)[2])x, layer->hidden, words, factor, vecs, kind);
     for (int part = 0; part < 3; part++) {
         for (int i = 0; i < vecs; i++)
             for (long m = 0; m < attention; m++) y[m][i] = splat(dense[part]->bias[m]);
-        multiply(dense[part]->weights, dense[part]->scale, dense[part]->zeros, (const vec(*)[2])words, layer->hidden / each,
-                 attention, factor, y, vecs, kind);
+        multiply(dense[part]->weights, dense[part]->scale, dense[part]->zeros, (const vec(*)[2])words,
+                 filled(layer->hidden / each, kind), attention, factor, y, vecs, kind);
         (is_half(kind) ? rows_bf16 : rows_fp32)((const vec(*)[2])y, n_rows, attention, to[part] + at);
     }
 }
@@ -379,8 +475,8 @@ INLINE void finish_tile(const struct layer *layer, const char *attended, const f
                         long n_rows, char *scratch, const int kind)
 {
     const long attention = layer->n_heads * layer->width, hidden = layer->hidden;
-    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + panels(hidden) * PANEL;
-    vec(*words)[2] = inner + panels(layer->chunk) * PANEL;
+    vec(*x)[2] = (vec(*)[2])scratch, (*y)[2] = x + attention, (*inner)[2] = y + padded(hidden, kind);
+    vec(*words)[2] = inner + padded(layer->chunk, kind);
     (is_half(kind) ? columns_bf16 : columns_fp32)(attended + first * attention * (is_half(kind) ? 2 : 4), n_rows, attention, x);
     columns_fp32((const char *)(residual + first * hidden), n_rows, hidden, y);
     finish(layer, (const vec(*)[2])x, y, words, inner, n_rows > LANES ? 2 : 1, kind);
@@ -393,16 +489,22 @@ INLINE void project_rows(const struct layer *layer, const float *hidden, char *q
                          char *scratch, const int kind)
 {
     char *const to[3] = {query, key, value};
+    char before[64];
+    begin_tiles(before, has_tiles(kind));
     for (long first = 0; first < n_rows; first += TILE)
         project_tile(layer, hidden, to, first, n_rows - first < TILE ? n_rows - first : TILE, scratch, kind);
+    end_tiles(before, has_tiles(kind));
 }
 
 /* attended: [n_rows][heads x width], as above; residual and out: [n_rows][hidden], float. */
 INLINE void finish_rows(const struct layer *layer, const char *attended, const float *residual, float *out, long n_rows,
                         char *scratch, const int kind)
 {
+    char before[64];
+    begin_tiles(before, has_tiles(kind));
     for (long first = 0; first < n_rows; first += TILE)
         finish_tile(layer, attended, residual, out, first, n_rows - first < TILE ? n_rows - first : TILE, scratch, kind);
+    end_tiles(before, has_tiles(kind));
 }
 
 #define PROJECT                                                                                                                \
@@ -422,4 +524,5 @@ void project_int8(PROJECT) { project_rows(layer, hidden, query, key, value, n_ro
 void finish_int8(FINISH_ROWS) { finish_rows(layer, attended, residual, out, n_rows, scratch, INT8); }
 #endif
 
-int panel(void) { return PANEL; }
+int panel(int kind) { return panel_of(kind); }
+int step(int kind) { return step_of(kind); }

@@ -22,16 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flmrec_spark.lm.cpu_flags import TILES, cpu_flags
+
 _SOURCES = [str(Path(__file__).parent / name) for name in ("kernel.c", "layer.c")]
 _V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_HALVES = frozenset({"avx512_bf16", "avx512_vnni"})
+_OF_HALVES = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512")
 # level: flags of /proc/cpuinfo that it needs, options of the compiler; the first that fits is taken
 LEVELS = {
-    "x86-64-v4-bf16": (
-        _V4 | {"avx512_bf16", "avx512_vnni"},
-        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"),
-    ),
+    "x86-64-v4-amx": (_V4 | _HALVES | TILES, (*_OF_HALVES, "-mamx-tile", "-mamx-bf16", "-mamx-int8")),
+    "x86-64-v4-bf16": (_V4 | _HALVES, _OF_HALVES),
     "x86-64-v4": (_V4, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
     "x86-64-v3": (_V3, ("-march=x86-64-v3",)),
     "x86-64-v2": (_V2, ("-march=x86-64-v2",)),
@@ -60,19 +62,20 @@ def build() -> Built | None:
 
 @functools.cache
 def _build() -> Built | None:
-    level = cpu_level()
     compiler = _compiler()
-    if level is None or compiler is None:
+    if compiler is None:
         return None
     folder = tempfile.TemporaryDirectory(prefix="flmrec-native-")
     _FOLDERS.append(folder)  # removed when the process ends
     file = Path(folder.name) / "kernel.so"
-    command = [*compiler, *_COMMON, *LEVELS[level][1], "-o", str(file), *_SOURCES]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):  # a compiler too old for the level: as if there were none
-        return None
-    return Built(level, file)
+    for level in cpu_levels():
+        command = [*compiler, *_COMMON, *LEVELS[level][1], "-o", str(file), *_SOURCES]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):  # a compiler too old for the level
+            continue
+        return Built(level, file)
+    return None
 
 
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
@@ -87,12 +90,11 @@ def _compiler() -> list[str] | None:
     return [found] if found else None
 
 
-def cpu_level() -> str | None:
-    """The first of LEVELS that this CPU runs; None on another architecture or system."""
+def cpu_levels() -> list[str]:
+    """Those of LEVELS that this CPU runs, the best first; none on another architecture or system."""
     if platform.machine() != "x86_64":
-        return None
-    flags = _cpu_flags()
-    return next((level for level, (needed, _) in LEVELS.items() if needed <= flags), None)
+        return []
+    return [level for level, (needed, _) in LEVELS.items() if needed <= cpu_flags()]
 
 
 def bundled(folder: Path) -> Built | None:
@@ -107,18 +109,9 @@ def bundled_name(level: str) -> str:
 
 def load(built: Built | None) -> Kernel | None:
     """The kernel, or None when there is no library or this CPU lacks what it needs."""
-    if built is None or platform.machine() != "x86_64" or not LEVELS[built.level][0] <= _cpu_flags():
+    if built is None or platform.machine() != "x86_64" or not LEVELS[built.level][0] <= cpu_flags():
         return None
     return Kernel(ctypes.CDLL(str(built.file)))
-
-
-@functools.cache
-def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").partition(":")[2].split())
 
 
 class Kernel:
@@ -128,17 +121,22 @@ class Kernel:
         self._library = library
         self._functions = {dtype: getattr(library, name, None) for dtype, name in _SYMBOLS.items()}
         self._segment_functions = {dtype: getattr(library, name, None) for dtype, name in _SEGMENT_SYMBOLS.items()}
-        self.tile, self.panel = int(library.tile()), int(library.panel())
+        self.tile, self.key_step = int(library.tile()), int(library.key_step())
         self.zero = int(library.zero())  # the byte that stands for 0: the middle of those that a state may have
 
     @property
     def multiplies_bytes(self) -> bool:
         """Whether sums of products of these bytes are exact: without VNNI those of 8 bits overflow, in oneDNN too."""
-        return self.zero < 128 or bool(_VNNI & _cpu_flags())
+        return self.zero < 128 or bool(_VNNI & cpu_flags())
 
     def function(self, name: str) -> Any:
         """A function of the library by name; None where it was built for a CPU without its instructions."""
         return getattr(self._library, name, None)
+
+    def sides_of(self, precision: str) -> tuple[int, int]:
+        """Outputs of a panel of weights, and words of a step along the depth of a product."""
+        kind = ctypes.c_int(("fp32", "bf16", "int8").index(precision))
+        return int(self._library.panel(kind)), int(self._library.step(kind))
 
     def fits(self, dtype: torch.dtype, width: int) -> bool:
         """Whether the kernel multiplies this dtype here, with heads of this width."""
@@ -161,9 +159,9 @@ class Kernel:
         return torch.nn.functional.pad(own_lse.float(), (0, self._padded(own_lse.shape[1]) - own_lse.shape[1]))
 
     def pack_user(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
-        """(H, P, E) twice -> keys (H, P', E), values (H, E, P'), P; P' is the next multiple of 8."""
+        """(H, P, E) twice -> keys (H, P', E), values (H, E, P'), P; P' is the next multiple of `key_step`."""
         n_keys = keys.shape[1]
-        more = -n_keys % 8
+        more = -n_keys % self.key_step
         pad = torch.nn.functional.pad
         rows = pad(keys, (0, 0, 0, more)).contiguous()
         return rows, pad(values, (0, 0, 0, more)).transpose(1, 2).contiguous(), n_keys
@@ -182,7 +180,7 @@ class Kernel:
         n_heads, n_all, width = own.shape
         n_items = block.stop - block.start
         out = own.new_empty(n_items, n_heads * width)
-        scratch = torch.empty((width + n_keys + 1) * self.tile)
+        scratch = torch.empty((width + n_keys + self.key_step) * self.tile)
         tensors = (query, own, own_lse, keys, values, out)
         sizes = (block.start, n_items, n_all, query.shape[2], n_heads, n_keys, keys.shape[1], width)
         function = self._functions[own.dtype]
@@ -213,7 +211,7 @@ class Kernel:
         n_kept = key.shape[2]
         keys, values, n_user = user or (query, query, 0)
         n_own = n_tokens * max(1, self.tile // n_tokens)
-        n_rows = n_user + n_own + 8
+        n_rows = n_user + n_own + self.key_step
         n_bytes = 2 * n_kept * n_rows * width * query.itemsize + 4 * self.tile * (n_own + 2 * width + n_rows)
         scratch = torch.empty(n_bytes, dtype=torch.uint8)
         out = query.new_empty(n_segments, n_tokens, n_heads * width)

@@ -19,7 +19,7 @@ from flmrec_spark.lm.native import Built
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C compiler, or a CPU that the kernel does not know")
 
-_HERE = {level: needs for level, (needs, _) in native.LEVELS.items() if needs <= native._cpu_flags()}
+_HERE = {level: needs for level, (needs, _) in native.LEVELS.items() if needs <= native.cpu_flags()}
 
 
 @pytest.fixture(scope="module", params=list(_HERE))
@@ -206,7 +206,20 @@ def test_a_compiler_that_fails_is_none(monkeypatch):
     assert native._build.__wrapped__() is None
 
 
+def test_a_compiler_that_is_too_old_for_the_best_level_builds_the_next(monkeypatch, tmp_path):
+    first, *others = native.cpu_levels()
+    newest = native.LEVELS[first][1][-1]
+    compiler = tmp_path / "cc"
+    real = native._compiler()[0]
+    compiler.write_text(f'#!/bin/sh\nfor each; do [ "$each" = {newest} ] && exit 1; done\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    built = native._build.__wrapped__()
+    assert built.level == next(level for level in others if newest not in native.LEVELS[level][1])
+    assert native.load(built) is not None
+
+
 def test_a_library_for_another_cpu_is_not_loaded(monkeypatch):
-    monkeypatch.setattr(native, "_cpu_flags", lambda: frozenset({"sse4_2"}))
-    assert native.cpu_level() is None
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"sse4_2"}))
+    assert native.cpu_levels() == []
     assert native.load(Built("x86-64-v4", Path("never-opened.so"))) is None
