@@ -4,11 +4,12 @@
     python benchmarks/ablation.py joins --config conf/demo.yaml [--seeds 1 2 3] [--json FILE] [key=value ...]
 
 `parts` begins with the text and the liked history alone and adds one part after the other, each row compared with the
-one before it. `joins` trains every join alike and compares it with `full`, the stock pair; to make that possible the
-steps are small and the head is that of the ratings alone. Lists of a whole catalogue are made of the joins from the
-last layer on: of the others they would take hours. Asked are the held-out rows of the test split. A value is the mean
-over the seeds; intervals are percentiles over resamples of users of the paired difference, and the JSON has the values
-of every seed.
+one before it. `joins` trains every join alike and compares it with `full`, the stock pair, and teaches the last-layer
+join by it. On a GPU that is the config's own training, scored in bf16. On a CPU, to make it possible at all, steps are
+small, the head is that of the ratings alone, and lists of a whole catalogue are made of the joins from the last layer
+on: of the others they would take hours. Asked are the held-out rows of the test split. A value is the mean over the
+seeds; intervals are percentiles over resamples of users of the paired difference, and the JSON has the values of every
+seed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.prompts import load_template
 
 Row = dict[str, Any]
-_SMALL = ("finetune.ranking_weight=0", "prepare.targets_per_example=8")  # what a stock pair has time for
+Trained = tuple[list[Answers], list[float | None]]  # of each seed
+_SMALL = ("finetune.ranking_weight=0", "prepare.targets_per_example=8")  # what a stock pair on a CPU has time for
+_IN_PARTS = "finetune.accumulate_steps=16"  # of a step whose pairs each have states of their own, for the memory
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Arm:
     against: str
     settings: tuple[str, ...] = ()
     lists: bool = True
+    teacher: str | None = None  # another arm, trained before
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Training:
     overrides: tuple[str, ...]
     users: int
     lists: bool
+    device: str
+    threads: int
 
 
 def parts_of(config: Config, folder: Path) -> list[Arm]:
@@ -78,15 +84,16 @@ def parts_of(config: Config, folder: Path) -> list[Arm]:
     return [Arm(name, before, own) for (name, own), before in zip(steps, [names[0], *names], strict=False)]
 
 
-def joins_of(config: Config) -> list[Arm]:
+def joins_of(config: Config, device: str) -> list[Arm]:
     n_layers = int(AutoConfig.from_pretrained(config.model.path, local_files_only=True).num_hidden_layers)
-    layers = sorted({0, n_layers // 2, n_layers - 1, n_layers})
-    arms = [Arm("full", "full", (*_SMALL, "model.join=full"), lists=False)]
-    for layer in layers:
-        own = (*_SMALL, f"model.join_layer={layer}")
-        arms.append(Arm(f"join_layer {layer}", "full", own, lists=layer >= n_layers - 1))
-    arms.insert(-1, Arm("attention", "full", (*_SMALL, "model.join=attention")))
-    return arms
+    small, last = _SMALL if device == "cpu" else (), n_layers - 1
+    arms = [Arm("full", "full", (*small, _IN_PARTS, "model.join=full"), lists=device != "cpu")]
+    for layer in sorted({0, n_layers // 2, last, n_layers}):
+        own = (*small, *([_IN_PARTS] if layer < last else []), f"model.join_layer={layer}")
+        arms.append(Arm(f"join_layer {layer}", "full", own, lists=device != "cpu" or layer >= last))
+    arms.insert(-1, Arm("attention", "full", (*small, "model.join=attention")))
+    own = (*small, f"model.join_layer={last}", "finetune.teacher_weight=0.5")
+    return [*arms, Arm(f"join_layer {last}, taught by full", f"join_layer {last}", own, teacher="full")]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,43 +102,65 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(arguments.config, arguments.overrides)
     folder = Path(arguments.folder or f"build/ablation/{Path(arguments.config).stem}-{arguments.table}")
     folder.mkdir(parents=True, exist_ok=True)
-    arms = parts_of(config, folder) if arguments.table == "parts" else joins_of(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arms = parts_of(config, folder) if arguments.table == "parts" else joins_of(config, device)
     arms = [arm for arm in arms if arguments.only is None or arm.name in arguments.only]
-    machine, rows = describe("cpu"), list[Row]()
-    answers: dict[str, list[Answers]] = {}
-    workers = min(arguments.workers, len(arguments.seeds))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for arm in arms:
-            trainings = [_training(arguments, arm, seed, folder) for seed in arguments.seeds]
-            found = list(pool.map(trained, trainings, [arguments.threads // workers or 1] * len(trainings)))
-            answers[arm.name] = [own for own, _ in found]
-            against = arm.against if arm.against in answers else arm.name
-            row: Row = {"name": arm.name, "against": against, "seeds": arguments.seeds}
-            row |= {"train_seconds": [seconds for _, seconds in found]}
-            rows.append(row | compared(answers[arm.name], answers[against], n_resamples=arguments.bootstrap))
-            write(arguments.json, machine, rows)
-    title = f"{machine['cpu']}, {arguments.threads} threads, {len(arguments.seeds)} seeds"
-    show(title, [{"name": row["name"], "against": row["against"]} | told(row) for row in rows])
+    machine = describe(device)
+    found = _all_trained(arguments, arms, folder, device)
+    rows = list[Row]()
+    for arm in arms:
+        answers, seconds = found[arm.name]
+        against = arm.against if arm.against in found else arm.name
+        row: Row = {"name": arm.name, "against": against, "seeds": arguments.seeds, "train_seconds": seconds}
+        rows.append(row | compared(answers, found[against][0], n_resamples=arguments.bootstrap))
+    write(arguments.json, machine, rows)
+    where = f"{machine['cpu']}, {arguments.threads} threads" if device == "cpu" else machine["device"]
+    told_of = [{"name": row["name"], "against": row["against"]} | told(row) for row in rows]
+    show(f"{where}, {len(arguments.seeds)} seeds", told_of)
     return 0
 
 
-def trained(training: Training, threads: int) -> tuple[Answers, float | None]:
+def _all_trained(arguments: argparse.Namespace, arms: Sequence[Arm], folder: Path, device: str) -> dict[str, Trained]:
+    """Every arm with every seed, several at a time; those with a teacher when it is there."""
+    found: dict[str, Trained] = {}
+    spawn = multiprocessing.get_context("spawn")
+    for wave in ([arm for arm in arms if arm.teacher is None], [arm for arm in arms if arm.teacher is not None]):
+        asked = [_training(arguments, arm, seed, folder, device) for arm in wave for seed in arguments.seeds]
+        with ProcessPoolExecutor(arguments.workers, spawn) as pool:
+            done = list(pool.map(trained, asked))
+        n_seeds = len(arguments.seeds)
+        for place, arm in enumerate(wave):
+            own = done[place * n_seeds : (place + 1) * n_seeds]
+            found[arm.name] = [answers for answers, _ in own], [seconds for _, seconds in own]
+    return found
+
+
+def trained(training: Training) -> tuple[Answers, float | None]:
     """What a training says of the held-out rows, and its seconds; a finished checkpoint is used again."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(training.threads)
     config = load_config(training.config, training.overrides)
     done = finetune(config)
     found = checkpoint.load(config.checkpoint)
     test = HeldOut.of(dataset.read_tables(config.tables.root), found, training.users)
-    means: dict[str, Any] = {"packed": can_pack(), "kernel": native.load(native.build())}
+    means: dict[str, Any] = {"precision": "bf16", "device": training.device}
+    if training.device == "cpu":
+        means = {"packed": can_pack(), "kernel": native.load(native.build())}
     scorer = Scorer(found.model(), test.catalog.tokens, item_bias=test.item_bias, **means)
     seconds = done.get("seconds")
     return test.answers(scorer, lists=training.lists), float(str(seconds)) if seconds is not None else None
 
 
-def _training(arguments: argparse.Namespace, arm: Arm, seed: int, folder: Path) -> Training:
-    place = folder / f"{arm.name.strip('+ ').replace(' ', '_').replace(',', '')}-{seed}"
-    own = (f"checkpoint={place}", f"finetune.seed={seed}")
-    return Training(arguments.config, (*arguments.overrides, *arm.settings, *own), arguments.users, arm.lists)
+def _training(arguments: argparse.Namespace, arm: Arm, seed: int, folder: Path, device: str) -> Training:
+    settings = [*arguments.overrides, *arm.settings, f"checkpoint={_place(folder, arm.name, seed)}"]
+    if arm.teacher is not None:
+        settings.append(f"finetune.teacher={_place(folder, arm.teacher, seed)}")
+    threads = arguments.threads // min(arguments.workers, len(arguments.seeds)) or 1
+    own = (*settings, f"finetune.seed={seed}")
+    return Training(arguments.config, own, arguments.users, arm.lists, device, threads)
+
+
+def _place(folder: Path, arm: str, seed: int) -> Path:
+    return folder / f"{arm.strip('+ ').replace(' ', '_').replace(',', '')}-{seed}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -145,7 +174,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--users", type=int, default=10_000, help="held-out users at most")
     add("--bootstrap", type=int, default=500, help="resamples of users")
     cores = os.cpu_count() or 1
-    add("--workers", type=int, default=cores, help="seeds that are trained at a time")
+    add("--workers", type=int, default=cores, help="trainings at a time")
     add("--threads", type=int, default=cores, help="of all of them")
     add("--json", metavar="FILE")
     add("overrides", nargs="*", metavar="section.key=value", help="settings of every arm, over those of the file")

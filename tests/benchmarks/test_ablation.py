@@ -55,10 +55,13 @@ def test_each_part_is_compared_with_the_model_without_it(config: Path, capsys: p
 
 def test_every_join_is_compared_with_the_stock_pair(config: Path) -> None:
     rows = rows_of(config, "joins", "--users", "20")
-    names = ["full", "join_layer 0", "join_layer 1", "attention", "join_layer 2"]
-    assert [(row["name"], row["against"]) for row in rows] == [(name, "full") for name in names]
-    assert ["ndcg@10" in row for row in rows] == [False, False, True, True, True]
-    assert not any("ndcg@10_difference" in row for row in rows)  # the stock pair has no lists
+    names = ["full", "join_layer 0", "join_layer 1", "attention", "join_layer 2", "join_layer 1, taught by full"]
+    assert [row["name"] for row in rows] == names
+    assert [row["against"] for row in rows] == ["full"] * 5 + ["join_layer 1"]
+    assert ["ndcg@10" in row for row in rows] == [False, False, True, True, True, True]
+    assert ["ndcg@10_difference" in row for row in rows] == [False] * 5 + [True]  # the stock pair has no lists on a CPU
+    taught, alone = (checkpoint.load(config.parent / f"arms/join_layer_1{kind}-1") for kind in ("_taught_by_full", ""))
+    assert taught.digest != alone.digest
     assert rows[0]["auc_difference"] == 0.0
 
 
