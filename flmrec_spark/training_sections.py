@@ -117,6 +117,11 @@ class FinetuneConfig(Section):
             raise ValueError("negatives: got 0, expected >= 1 as ranking_weight is above 0")
         return self
 
+    @property
+    def n_negatives(self) -> int:
+        """Those that something is learned from: by a list's softmax, or by a teacher, who is asked about all pairs."""
+        return self.negatives if self.ranking_weight > 0.0 or self.teacher is not None else 0
+
 
 class PretrainConfig(Section):
     """Domain pre-training on the texts of items and users, before fine-tuning."""

@@ -45,9 +45,9 @@ def step_shape(config: Config, train: Examples, catalog: Catalog, n_processes: i
     n_rows = min(-(-settings.examples_per_step // (n_processes * settings.accumulate_steps)), len(train))
     n_targets = train.targets.shape[1]
     per_item, per_user = int(np.ceil(lengths / 8).mean() * 8), max(map(len, train.prefixes))
-    n_items = min(n_rows * n_targets + settings.negatives, len(lengths))
+    n_items = min(n_rows * n_targets + settings.n_negatives, len(lengths))
     return StepShape(
-        n_rows * per_user, n_items * per_item, n_rows * (n_targets + settings.negatives), per_item, per_user
+        n_rows * per_user, n_items * per_item, n_rows * (n_targets + settings.n_negatives), per_item, per_user
     )
 
 

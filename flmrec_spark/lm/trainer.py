@@ -146,7 +146,7 @@ class Trainer:
                         data.train,
                         data.segmenter,
                         data.negatives,
-                        n_negatives=settings.negatives,
+                        n_negatives=settings.n_negatives,
                         seed=settings.seed,
                         number=number,
                         augment=settings.augment,

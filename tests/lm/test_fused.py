@@ -12,6 +12,7 @@ from flmrec_spark.lm import native
 from flmrec_spark.lm.fused import FusedLast, fused_layers
 from flmrec_spark.lm.model import ItemStates, SegmentedModel
 from flmrec_spark.lm.native import Kernel
+from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import TokenBlock
 from tests.lm.test_native import kernel  # noqa: F401  # a fixture: one for each instruction set
@@ -172,3 +173,21 @@ def test_every_join_scores_as_torch_does(kernel, join_layer):  # noqa: F811
     for precision in ("bf16", "int8"):
         rounded = Scorer(model, items, kernel=kernel, precision=precision).logits(USER)
         assert np.corrcoef(rounded, plain.logits(USER))[0, 1] > 0.98, precision
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="oneDNN has no bf16 here")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_onednn_and_the_kernel_share_a_thread(kernel, precision):  # noqa: F811
+    """Where both compute with tiles, each may have set how they are laid out when the other begins."""
+    model = model_of(hidden=64, heads=2, inner=128)
+    fused = fused_last(model, kernel, precision)
+    if fused is None:
+        pytest.skip("no such instructions at this level")
+    states, keys, values = last_states(model, items_of(77))
+    items, vectors = fused.items(states), torch.randn(2, 64)
+    left, right = (torch.randn(rows, 160).bfloat16() for rows in (70, 90))
+    first = fused.dots(items, keys, values, vectors), torch.nn.functional.linear(left, right)
+    for _ in range(3):
+        assert torch.equal(torch.nn.functional.linear(left, right), first[1])
+        assert torch.equal(fused.dots(items, keys, values, vectors), first[0])
+    torch.testing.assert_close(first[1].float(), left.float() @ right.float().T, rtol=2e-2, atol=0.2)

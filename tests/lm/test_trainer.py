@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
@@ -40,3 +41,12 @@ def test_a_training_in_bf16_goes_on_to_the_same_bits(world, stop):
     first = finetune(config)["digest"]
     finetune(config, force=True, stop_after=stop)
     assert finetune(config)["digest"] == first
+
+
+def test_pairs_that_nothing_is_learned_from_are_not_computed(world):
+    alone, ranked = (next(trainer(world, ranking_weight=weight).steps()) for weight in (0.0, 0.2))
+    n_targets = alone.labels.shape[1]
+    assert alone.items.shape[1] == n_targets < ranked.items.shape[1]
+    assert (alone.items == ranked.items[:, :n_targets]).all()
+    assert FinetuneConfig(ranking_weight=0.0).n_negatives == 0
+    assert FinetuneConfig(ranking_weight=0.0, teacher="folder").n_negatives == FinetuneConfig().negatives
