@@ -108,10 +108,10 @@ def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, out
     profile, bundle = scores.profile_columns(users), shipped.bundle
 
     def map_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        worker, pack = bundle.worker(), packed.open()
-        if not worker.catalogue.ids.equals(pack.ids):
-            raise ConflictError("items: the baselines and the checkpoint were sent with other ones; run again")
         with shipped.usage.task() as meter:
+            worker, pack = bundle.worker(), packed.open()
+            if not worker.catalogue.ids.equals(pack.ids):
+                raise ConflictError("items: the baselines and the checkpoint were sent with other ones; run again")
             for batch in batches:
                 with meter.busy():
                     asked = list(users_of(batch, worker.catalogue, profile))

@@ -129,9 +129,9 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int, diversity: DiversityCo
     profile, bundle, usage = profile_columns(users), shipped.bundle, shipped.usage
 
     def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        worker = bundle.worker()
-        pick = of_worker(diversity, worker)
         with usage.task() as meter:
+            worker = bundle.worker()
+            pick = of_worker(diversity, worker)
             for batch in batches:
                 with meter.busy():
                     users = list(users_of(batch, worker.catalogue, profile))

@@ -62,33 +62,35 @@ class Usage:
         """A meter for the task that runs this, on an executor."""
         from flmrec_spark.lm import memory, worker
 
-        meter = Meter()
+        meter, before = Meter(), worker.n_loads()
         yield meter
         peaks = memory.peaks_up_to("java")
         own = next(iter(peaks))
         told = {f"{_SUM}{name}": value for name, value in meter.sums.items()}
         told |= {f"{_MAX}peak_mb:{process}": float(value) for process, value in peaks.items()}
-        told |= {f"{_SUM}tasks": 1.0, f"{_MAX}ended": time.time(), f"{_MAX}loads:{own}": float(worker.n_loads())}
+        told |= {f"{_SUM}tasks": 1.0, f"{_MAX}ended": time.time()}
+        told[f"{_SUM}loads:{own}"] = float(worker.n_loads() - before)
         self.accumulator.add(told)
 
     def sums(self) -> dict[str, float]:
         """users, pairs, user_tokens, prompt_tokens, busy_s, tasks: those that any task has added to."""
-        return {name.removeprefix(_SUM): value for name, value in self._told().items() if name.startswith(_SUM)}
+        told = {name.removeprefix(_SUM): value for name, value in self._told().items() if name.startswith(_SUM)}
+        return {name: value for name, value in told.items() if ":" not in name}
 
     def loads(self) -> dict[str, int]:
-        """How many models each Python process has loaded, by host:pid."""
-        return self._of("loads")
+        """How many models each Python process loaded in these tasks, by host:pid; 0: it had one before."""
+        return self._of(f"{_SUM}loads")
 
     def peaks_mb(self) -> dict[str, int]:
         """Largest resident memory of the Python processes and of their executors' JVMs in MiB, by host:pid."""
-        return self._of("peak_mb")
+        return self._of(f"{_MAX}peak_mb")
 
     def last_end(self) -> float | None:
         """When the last task ended, in seconds of the epoch by its executor's clock."""
         return self._told().get(f"{_MAX}ended")
 
     def _of(self, kind: str) -> dict[str, int]:
-        prefix = f"{_MAX}{kind}:"
+        prefix = f"{kind}:"
         return {name.removeprefix(prefix): int(v) for name, v in self._told().items() if name.startswith(prefix)}
 
     def _told(self) -> Mapping[str, float]:

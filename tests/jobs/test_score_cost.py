@@ -38,7 +38,7 @@ def test_the_record_says_where_the_time_went_and_what_was_computed(world: Path, 
     users = len(world_rows()["users"]) - 1  # one does not fit a prompt
     assert counts["pairs"] == users * len(ITEMS)
     assert 0 < counts["scorer_ms"] <= 1000 * seconds["score"] * (os.cpu_count() or 1)
-    assert counts["model_loads"] == counts["workers"] <= 2 * (os.cpu_count() or 1)
+    assert counts["model_loads"] <= counts["workers"] <= 2 * (os.cpu_count() or 1)  # some have it from an earlier run
     assert 200 < counts["peak_rss_mb"] < 20_000
     assert dict(recorded["seconds"]).keys() == PARTS
     assert dict(recorded["versions"])["precision"] == "fp32"
