@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flmrec_spark.lm import one_by_one
 from flmrec_spark.lm import scorer as module
 from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.model import Segment, SegmentedModel
@@ -58,8 +59,9 @@ def uncached(model: SegmentedModel, user: list[int], items: TokenBlock) -> list[
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that 11 items do not fill evenly."""
     monkeypatch.setattr(module, "_ENCODE_BLOCK", 4)
-    monkeypatch.setattr(module, "_LAST_BLOCK", {"cpu": 3})
-    monkeypatch.setattr(module, "_EARLY_BLOCK", {"cpu": 2})
+    monkeypatch.setattr(one_by_one, "LAST_BLOCK", {"cpu": 3})
+    for reader in (module, one_by_one):
+        monkeypatch.setattr(reader, "EARLY_BLOCK", {"cpu": 2})
 
 
 @pytest.mark.parametrize(("join", "join_layer"), FORMS)
