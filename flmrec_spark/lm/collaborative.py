@@ -6,8 +6,9 @@
 
 An asymmetric factor model: a user is the sum of what they did (Paterek 2007; Koren 2008, section 4), so a user who came
 after the training has a taste from their first interaction on, and one whose history grew has another taste at once. An
-item that training did not meet has the factors 0. Two of them are learned, see `factor_training`: `rating` tells liked
-from disliked among rated items, `listing` tells what a user likes next from all other items.
+item that training did not meet has the factors that its text speaks for (`text_factors`). Two of them are learned, see
+`factor_training`: `rating` tells liked from disliked among rated items, `listing` tells what a user likes next from
+all other items.
 
 Shapes: N items of the training, d dimensions, H entries of one user's history.
 """
@@ -15,7 +16,7 @@ Shapes: N items of the training, d dimensions, H entries of one user's history.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ Bools = npt.NDArray[np.bool_]
 
 RATING, LISTING = "rating", "listing"
 _ARRAYS = ("history", "target", "offset", "mix")
+_TEXTS = ("texts.weight", "texts.bias")
 _FILE, _IDS = "factors.safetensors", "factors.parquet"
 _SCHEMA = pa.schema([("item_id", pa.string())])
 
@@ -79,12 +81,21 @@ def rows_of(items: Places, is_liked: Bools, n_items: int) -> Places:
 
 
 @dataclass(frozen=True)
+class TextMap:
+    """Factors of a new item from the mean embedding of its tokens, see `text_factors`."""
+
+    weight: Floats  # (D, F + kinds)
+    bias: Floats  # (F + kinds,)
+
+
+@dataclass(frozen=True)
 class Collaborative:
     """The factors of a checkpoint, by name, and the items that they know, ids ascending."""
 
     item_ids: pa.Array
     factors: Mapping[str, Factors]
     history_length: int  # newest interactions that a taste is made of
+    texts: TextMap | None = None  # None: a new item's vectors are 0, its offsets the mean
 
     def places(self, ids: pa.Array) -> Places:
         """Place of each id in the factors, -1 for an unknown one: (len(ids),)."""
@@ -96,15 +107,26 @@ class Collaborative:
         """F: numbers of all factors of an item or a user together."""
         return sum(one.target.shape[1] for one in self.factors.values())
 
-    def of_items(self, places: Places) -> ItemFactors:
-        """Targets and offsets of items by their places, behind each other by the name of the factors."""
+    def of_items(self, places: Places, features: Callable[[], Floats] | None = None) -> ItemFactors:
+        """Targets and offsets of items by their places, behind each other by the name of the factors.
+
+        Args:
+          places: (N,), -1 for a new item.
+          features: gives (N, D), the mean embedding of each item's tokens; asked for only where a new item needs it.
+        """
         ends = np.cumsum([one.target.shape[1] for one in self.factors.values()]).tolist()
+        vectors = np.concatenate([one.target[places] for one in self.factors.values()], axis=1)
+        offsets = np.stack([one.offset[places] for one in self.factors.values()], axis=1)
+        is_new = places < 0
+        if self.texts is not None and features is not None and is_new.any():
+            own = features()[is_new] @ self.texts.weight + self.texts.bias
+            vectors[is_new], offsets[is_new] = own[:, : self.width], own[:, self.width :]
         return ItemFactors(
-            np.concatenate([one.target[places] for one in self.factors.values()], axis=1),
-            np.stack([one.offset[places] for one in self.factors.values()], axis=1),
+            vectors,
+            offsets,
             np.array([one.offset[-1] for one in self.factors.values()], dtype=np.float32),
             {name: (start, end) for name, start, end in zip(self.factors, [0, *ends], ends, strict=False)},
-            places < 0,
+            is_new,
         )
 
     def taste(self, places: Places, is_liked: Bools) -> Floats:
@@ -126,9 +148,9 @@ class FactorsOfSplits:
 class ItemFactors:
     """The factors of a catalogue, all kinds behind each other."""
 
-    vectors: Floats  # (N, F), zeros for an unknown item
+    vectors: Floats  # (N, F)
     offsets: Floats  # (N, kinds)
-    unknown: Floats  # (kinds,) offsets of an unknown item
+    unknown: Floats  # (kinds,) offsets of an item of which nothing is known
     spans: Mapping[str, tuple[int, int]]  # kind -> where it stands among the F
     is_new: Bools  # (N,) true for an unknown item
 
@@ -148,7 +170,11 @@ def save(folder: Path, found: Collaborative) -> None:
         for name, one in found.factors.items()
         for part in _ARRAYS
     }
-    told = {f"{name}.recency": np.array(one.recency, dtype=np.float64) for name, one in found.factors.items()}
+    told: dict[str, Any] = {
+        f"{name}.recency": np.array(one.recency, dtype=np.float64) for name, one in found.factors.items()
+    }
+    if found.texts is not None:
+        told |= dict(zip(_TEXTS, (found.texts.weight, found.texts.bias), strict=True))
     save_file(tensors | told | {"history_length": np.array(found.history_length)}, folder / _FILE)
     pq.write_table(pa.table([found.item_ids], schema=_SCHEMA), folder / _IDS)
 
@@ -164,14 +190,18 @@ def load(folder: Path) -> Collaborative | None:
     try:
         tensors = load_file(folder / _FILE)
         ids = pq.read_table(folder / _IDS, schema=_SCHEMA)["item_id"].combine_chunks()
-        names = sorted({key.partition(".")[0] for key in tensors if "." in key})
+        names = sorted({key.partition(".")[0] for key in tensors if "." in key and key not in _TEXTS})
         factors = {name: _factors(tensors, name) for name in names}
-        found = Collaborative(ids, factors, int(tensors["history_length"]))
+        texts = TextMap(*(tensors[name] for name in _TEXTS)) if _TEXTS[0] in tensors else None
+        found = Collaborative(ids, factors, int(tensors["history_length"]), texts)
     except (OSError, KeyError, SafetensorError, pa.ArrowException) as fault:
         raise CheckpointError(f"{folder / _FILE}: not readable: {' '.join(str(fault).split())[:300]}") from fault
     for name, one in factors.items():
         if one.n_items != len(ids) or len(one.history) != 2 * len(ids) or len(one.offset) != len(ids) + 1:
             raise CheckpointError(f"{folder / _FILE}: {name}: got factors of {one.n_items} items, expected {len(ids)}")
+    width = found.width + len(factors)
+    if texts is not None and (texts.weight.shape[1:], texts.bias.shape) != ((width,), (width,)):
+        raise CheckpointError(f"{folder / _FILE}: {_TEXTS[0]}: got shape {texts.weight.shape}, expected (D, {width})")
     return found
 
 

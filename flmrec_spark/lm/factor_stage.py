@@ -8,7 +8,8 @@ learns to read. The first are what the language model is trained and calibrated 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.lm import dataset, factor_training
-from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, FactorsOfSplits, Places
+from flmrec_spark.lm import dataset, factor_training, text_factors
+from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, FactorsOfSplits, ItemFactors, Places
 from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Prepared
 from flmrec_spark.lm.factor_validation import Question
 from flmrec_spark.lm.loading import Data
+from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.sequences import Sequences
+from flmrec_spark.lm.text_factors import Learned
+from flmrec_spark.lm.training import BiasTerms
 
 log = logging.getLogger("flmrec")
 
@@ -91,6 +95,61 @@ def fitted(
         known.collaborative(factors, data.catalog, n_history) for known, factors in ((early, first), (late, second))
     )
     return FactorsOfSplits(train, whole), told
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Factors as the language model is trained with them: of the catalogue, and tastes (R, F) of the examples."""
+
+    items: ItemFactors
+    texts: Learned | None  # what the texts of the items say of them
+    train: Floats
+    valid: Floats
+
+    @classmethod
+    def of(cls, found: Collaborative, prepared: Prepared, data: Data, model: SegmentedModel, bias: BiasTerms) -> Shown:
+        """Of the train split."""
+        found, texts = _with_texts(found, prepared, data.catalog, model, bias, [c.TRAIN])
+        known = prepared, data.catalog, data.user_ids
+        train, valid = (tastes(found, *known, rows, [c.TRAIN]) for rows in (data.train, data.valid))
+        return cls(of_catalog(found, data.catalog, model), texts, train, valid)
+
+
+def of_catalog(found: Collaborative, catalog: Catalog, model: SegmentedModel) -> ItemFactors:
+    return found.of_items(found.places(catalog.ids()), partial(text_factors.features_of, model, catalog.tokens))
+
+
+def with_texts_of(
+    found: FactorsOfSplits,
+    prepared: Prepared,
+    catalog: Catalog,
+    model: SegmentedModel,
+    biases: tuple[BiasTerms, BiasTerms],
+) -> FactorsOfSplits:
+    """Both editions with what the texts of new items say of their factors; bias terms of train, and of all."""
+    known = prepared, catalog, model
+    return FactorsOfSplits(
+        _with_texts(found.train, *known, biases[0], [c.TRAIN])[0],
+        _with_texts(found.whole, *known, biases[1], [c.TRAIN, c.VALID])[0],
+    )
+
+
+def _with_texts(
+    found: Collaborative,
+    prepared: Prepared,
+    catalog: Catalog,
+    model: SegmentedModel,
+    bias: BiasTerms,
+    splits: list[str],
+) -> tuple[Collaborative, Learned | None]:
+    """And what the texts of the catalogue's own items say."""
+    features = text_factors.features_of(model, catalog.tokens)
+    counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=splits)
+    items = found.of_items(found.places(catalog.ids()))
+    own = bias.item.detach().cpu().numpy()
+    own = own if len(own) else np.zeros(len(counts), dtype=np.float32)  # a model without bias terms
+    learned = text_factors.learn(features, items, item_bias=own, counts=counts)
+    return replace(found, texts=None if learned is None else learned.texts), learned
 
 
 def tastes(

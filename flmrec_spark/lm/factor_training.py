@@ -6,7 +6,7 @@ cross-entropy of liked or not, beside bias terms that are thrown away (the langu
 factors that of each liked target among all items (or among a draw of _DRAWN, when there are more).
 
 Weight decay and dropout are what keeps a few rows per item from being learned by heart; the epoch with the best UAUC,
-or NDCG@10, on the valid split wins.
+or NDCG@10, on the valid split wins. Where that asks about no item of the training (cold items), the last one does.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def fit(
             continue
         value = measured(now, questions, objective=objective, allowed=is_drawable, offset=module.whole_offset())
         log.info("factors: %s: epoch %d: %s %.4f", objective, epoch + 1, METRIC[objective], value)
-        n_worse = 0 if value > top else n_worse + 1
+        n_worse = 0 if value > top or math.isnan(value) else n_worse + 1  # nan: nothing to stop by
         if value > top or math.isnan(value):
             found, top, told = now, value, {METRIC[objective]: value, "epoch": epoch + 1}
         if n_worse >= training.patience:

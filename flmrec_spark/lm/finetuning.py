@@ -86,7 +86,7 @@ def _write(trainer: Trainer, prepared: Prepared, folder: Path, key: str) -> dict
         biases=trainer.biases(prepared),
         calibration=last.calibration(),
         list_blend=last.list_blend(),
-        factors=trainer.factors,
+        factors=trainer.served_factors(prepared),
         metrics=metrics,
         config=trainer.config.as_dict(),
         write_adapter=trainer.adapter.save if trainer.adapter else None,

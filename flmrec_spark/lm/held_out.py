@@ -64,7 +64,7 @@ class HeldOut:
         user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
         rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids)
         rows = rows.take(np.sort(np.random.default_rng(1).permutation(len(rows))[:n_users]))
-        factors, own = rules.of_items(items.ids()), None
+        factors, own = rules.of_items(items.ids(), items.tokens, found.model()), None
         if rules.factors is not None and factors is not None:
             own = tastes(rules.factors, prepared, items, user_ids, rows, _HISTORY)
             if rules.has_tokens:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from flmrec_spark.lm import text_factors
 from flmrec_spark.lm.blending import Calibration, ListBlend, Scores, sigmoid
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING, Bools, Collaborative, Floats, ItemFactors, Places
 from flmrec_spark.lm.scorer import Index, Scorer
+from flmrec_spark.lm.segments import TokenBlock
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,12 @@ class Rules:
         factors = found.collaborative(of_train=of_train)
         return cls(found.calibration, found.list_blend, found.biases().user, factors, found.settings.n_factors > 0)
 
-    def of_items(self, ids: pa.Array) -> ItemFactors | None:
-        """The factors of a catalogue."""
-        return None if self.factors is None else self.factors.of_items(self.factors.places(ids))
+    def of_items(self, ids: pa.Array, tokens: TokenBlock, model: Any) -> ItemFactors | None:
+        """The factors of a catalogue; those of new items by what the model's word embeddings say of their tokens."""
+        if self.factors is None:
+            return None
+        features = partial(text_factors.features_of, model, tokens)
+        return self.factors.of_items(self.factors.places(ids), features)
 
 
 class Judge:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import ConfigError
-from flmrec_spark.lm import checkpoint
+from flmrec_spark.lm import checkpoint, text_factors
 from flmrec_spark.lm.batches import Step, step_of
 from flmrec_spark.lm.collaborative import Collaborative
 from flmrec_spark.lm.dataset import Catalog, Examples, Floats
@@ -60,7 +61,8 @@ class Teacher:
         self.items = self.segmenter.block([segment or self.segmenter.unknown_item for segment in segments])
         self._prefixes: dict[int, list[int] | None] = {}
         factors = found.collaborative(of_train=True)  # which were learned as the labels that it is asked about
-        items = None if factors is None else factors.of_items(factors.places(catalog.ids()))
+        features = partial(text_factors.features_of, self.model, self.items)
+        items = None if factors is None else factors.of_items(factors.places(catalog.ids()), features)
         self.terms = Terms(items, hidden_share=0.0).to(device).eval()
         self.tastes = None if factors is None else tastes_of(factors)
         biases = found.biases()

@@ -19,7 +19,7 @@ from flmrec_spark.lm import dataset, factor_stage, resume, training
 from flmrec_spark.lm.adapters import Adapter, merge
 from flmrec_spark.lm.batches import Step, epoch_order, make_step
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.collaborative import Collaborative, ItemFactors
+from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
 from flmrec_spark.lm.dataset import Floats, Prepared
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import Data
@@ -46,9 +46,6 @@ class Trainer:
     def __init__(self, config: Config, prepared: Prepared, data: Data, world: World | None = None) -> None:
         settings = config.finetune
         self.config, self.data, self.world = config, data, world or World(device=_device())
-        self.items: ItemFactors | None = None
-        self.tastes: Floats | None = None  # (R, F) of the train examples
-        self.valid_tastes: Floats | None = None
         self.device = self.world.device
         self.precision = str(self.world.agreed(resolve(settings.precision, device=self.device.type)))
         expect_room(
@@ -63,13 +60,14 @@ class Trainer:
         found = factor_stage.fitted(config, prepared, data, self.device) if self.world.writes else None
         found = self.world.agreed(found)
         self.factors, self.told_of_factors = found if found is not None else (None, {})
-        if self.factors is not None:
-            self._show(self.factors.train, prepared)
-        self.terms = Terms(self.items, hidden_share=settings.factors.hidden_share).to(self.device)
         torch.manual_seed(settings.seed)
         self.model = build_model(
             config, data.segmenter, n_factors=0 if self.factors is None else self.factors.train.width
         )
+        self.bias = self._bias_terms(prepared, [c.TRAIN])
+        self.shown = self._shown(prepared)
+        items, texts = (None, None) if self.shown is None else (self.shown.items, self.shown.texts)
+        self.terms = Terms(items, hidden_share=settings.factors.hidden_share, texts=texts).to(self.device)
         self.adapter: Adapter | None = None
         if settings.adapter.method != "none":
             path, backbone = config.model.path, self.model.backbone
@@ -77,7 +75,7 @@ class Trainer:
             if self.precision == "bf16":
                 self.adapter.round_frozen()
         self.model.to(self.device)
-        self.bias = self._bias_terms(prepared, [c.TRAIN]).to(self.device)
+        self.bias.to(self.device)
         self.optimizer = training.optimizer(self.model, self.bias, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.teacher: Teacher | None = None
@@ -98,17 +96,16 @@ class Trainer:
         self.n_worse = 0
         self.history: list[dict[str, float]] = []
 
-    def _show(self, found: Collaborative, prepared: Prepared) -> None:
-        """Tastes of the examples and factors of the catalogue, as the language model is trained with them."""
+    def _shown(self, prepared: Prepared) -> factor_stage.Shown | None:
+        """The factors of the train split; the items' segments hold them from now on where the model has such tokens."""
+        if self.factors is None:
+            return None
         data = self.data
-        self.items = found.of_items(found.places(data.catalog.ids()))
-        known = prepared, data.catalog, data.user_ids
-        self.tastes, self.valid_tastes = (
-            factor_stage.tastes(found, *known, rows, [c.TRAIN]) for rows in (data.train, data.valid)
-        )
+        shown = factor_stage.Shown.of(self.factors.train, prepared, data, self.model, self.bias)
         if data.segmenter.has_factors:
-            tokens = replace(data.catalog.tokens, factors=self.items.vectors)
+            tokens = replace(data.catalog.tokens, factors=shown.items.vectors)
             self.data = replace(data, catalog=replace(data.catalog, tokens=tokens))
+        return shown
 
     def _bias_terms(self, prepared: Prepared, splits: list[str]) -> training.BiasTerms:
         if not self.config.model.bias_terms:
@@ -117,7 +114,16 @@ class Trainer:
         items = dataset.counts(prepared, c.ITEM_ID, self.data.catalog.item_ids, splits=splits)
         return training.BiasTerms(users, items)
 
+    def served_factors(self, prepared: Prepared) -> FactorsOfSplits | None:
+        """The factors, with what the texts of new items say of them by the word embeddings as they are now."""
+        known = prepared, self.data.catalog, self.model, (self.bias, self.latest_bias(prepared))
+        return None if self.factors is None else factor_stage.with_texts_of(self.factors, *known)
+
     def biases(self, prepared: Prepared) -> Biases:
+        """Of `latest_bias` by id."""
+        return self.latest_bias(prepared).named(self.data.user_ids, self.data.catalog.item_ids)
+
+    def latest_bias(self, prepared: Prepared) -> training.BiasTerms:
         """The learned offsets, moved by what the valid split adds to the counts that they started from.
 
         Once training has stopped and calibration is fitted, the valid split has nothing left to hold out: an item
@@ -128,7 +134,7 @@ class Trainer:
         for name in ("user", "item"):
             moved = getattr(self.bias, name).detach().cpu() + getattr(after, name) - getattr(before, name)
             setattr(latest, name, nn.Parameter(moved.detach()))
-        return latest.named(self.data.user_ids, self.data.catalog.item_ids)
+        return latest
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -150,7 +156,7 @@ class Trainer:
                         seed=settings.seed,
                         number=number,
                         augment=settings.augment,
-                        tastes=self.tastes,
+                        tastes=None if self.shown is None else self.shown.train,
                     )
                 number += 1
 
@@ -213,7 +219,7 @@ class Trainer:
             data.catalog,
             seen=data.seen,
             precision=self.precision,
-            factors=None if self.items is None or self.valid_tastes is None else (self.items, self.valid_tastes),
+            factors=None if self.shown is None else (self.shown.items, self.shown.valid),
         )
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:

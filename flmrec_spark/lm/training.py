@@ -44,15 +44,19 @@ class BiasTerms(nn.Module):
         self.user = nn.Parameter(torch.from_numpy(_log_odds(*users)) if users else torch.zeros(0))
         self.item = nn.Parameter(torch.from_numpy(_log_odds(*items)) if items else torch.zeros(0))
 
-    def forward(self, users: Tensor, items: Tensor, dropout: float) -> Tensor | float:
-        """users (B,), items (B, G) -> offsets (B, G); in training a share of the terms is 0, as for unknown ids."""
+    def forward(self, users: Tensor, items: Tensor, dropout: float, is_shown: Tensor | None = None) -> Tensor | float:
+        """users (B,), items (B, G) -> offsets (B, G); in training a share of the terms is 0, as for unknown ids.
+
+        `is_shown` (B, G) says which of the items have theirs, in place of a draw.
+        """
         if not len(self.user):
             return 0.0
         user, item = self.user[users][:, None], self.item[items.clamp(min=0)]
         if self.training and dropout > 0:
             user = user * (torch.rand_like(user) >= dropout)
-            item = item * (torch.rand_like(item) >= dropout)
-        return user + item
+            if is_shown is None:
+                item = item * (torch.rand_like(item) >= dropout)
+        return user + (item if is_shown is None else item * is_shown)
 
     def named(self, user_ids: list[str], item_ids: list[str]) -> Biases:
         if not len(self.user):
@@ -112,7 +116,7 @@ def _step_parts(
     else:
         states = model.encode_users(prefixes.ids, prefixes.lengths, prefixes.factors)
         hidden, pooled = model.joined(states, encode_in_buckets(model, texts), grid), states.pooled[:, None]
-    offsets: Tensor | float = bias(users, items, bias_dropout)
+    offsets: Tensor | float = bias(users, items, bias_dropout, shown.bias_is_shown(grid))
     listing = None if model.listing is None else model.listing(hidden, pooled)
     return model.rating(hidden, pooled) + offsets, listing, shown, grid
 

@@ -70,12 +70,13 @@ class _Sample:
         chosen = np.sort(np.random.default_rng(_SEED).permutation(catalogue.listed)[:ITEMS])
         table, ids = catalogue.table.take(chosen), catalogue.ids.take(pa.array(chosen))
         self.bias = np.array([biases.item.get(item, 0.0) for item in ids.to_pylist()])
-        self.items = self.rules.of_items(ids)
         self.tokens = found.segmenter().block(table[worker.TOKENS].to_pylist())
+        self.model = found.model()
+        self.items = self.rules.of_items(ids, self.tokens, self.model)
         if self.items is not None and self.rules.has_tokens:
             self.tokens = replace(self.tokens, factors=self.items.vectors)
         self.places = None if self.rules.factors is None else self.rules.factors.places(catalogue.ids)
-        self.model, self.users, self.means = found.model(), users, means
+        self.users, self.means = users, means
 
     def scores(self, name: str) -> Any:
         """float64 (U, N)."""

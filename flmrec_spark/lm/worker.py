@@ -22,6 +22,7 @@ from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import bundles, checkpoint, item_states, native
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.judge import Judge, Rules
+from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.scorer import Index, Scorer
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
@@ -132,27 +133,27 @@ def _load(folder: Path, precision: str, packed: bool, device: str, of_train: boo
     segmenter, biases, rules = found.segmenter(), found.biases(), Rules.of(found, of_train=of_train)
     listed = catalogue.table.filter(catalogue.table[IS_LISTED])
     ids = listed[c.ITEM_ID].combine_chunks()
-    items = rules.of_items(ids)
-    tokens = segmenter.block(listed[TOKENS].to_pylist())
+    tokens, model = segmenter.block(listed[TOKENS].to_pylist()), found.model()
+    items = rules.of_items(ids, tokens, model)
     if items is not None and rules.has_tokens:
         tokens = replace(tokens, factors=items.vectors)
     item_bias = np.array([biases.item.get(item, 0.0) for item in ids.to_pylist()])
     kernel = kernel_of(folder, device)
     form = f"{'packed' if packed else 'plain'}-{'torch' if kernel is None else 'kernel'}{'-train' if of_train else ''}"
     means: Means = {"precision": precision, "device": device, "packed": packed, "kernel": kernel}
-    scorer = _scorer(found, tokens, item_bias, folder / f"states-{precision}-{form}-{device}", means)
+    scorer = _scorer(found, model, tokens, item_bias, folder / f"states-{precision}-{form}-{device}", means)
     places = None if rules.factors is None else rules.factors.places(catalogue.ids)
     return Worker(segmenter, scorer, catalogue, Judge(scorer, rules, items, places), bool(biases.item))
 
 
 def _scorer(
     found: Checkpoint,
+    model: SegmentedModel,
     tokens: TokenBlock,
     item_bias: Any,
     states: Path,
     means: Means,
 ) -> Scorer:
-    model = found.model()
     if model.join != "full" and not states.exists():
         encoder = Scorer(model, tokens.take(np.arange(0)), **means)
         item_states.make(tokens, states, encode=encoder.encode, write=encoder.save_states)

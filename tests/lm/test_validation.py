@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ class Told:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def head_logits(self, user: list[int], *, items: np.ndarray | None, factors: None) -> np.ndarray:
-        assert items is None and factors is None
-        return np.array([LOGITS[user[0]]])
+    def head_logits_each(self, users: Iterable[tuple[list[int], None]]) -> Iterator[np.ndarray]:
+        for user, factors in users:
+            assert factors is None
+            yield np.array([LOGITS[user[0]]])
 
 
 def catalog(is_known: list[bool] | None = None) -> Catalog:

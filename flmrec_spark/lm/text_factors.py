@@ -1,0 +1,109 @@
+"""Factors of an item that training has not met, from its text.
+
+    x_i                  = mean of the language model's word embeddings over the item's tokens           (D,)
+    (vectors, offsets)_i = x_i A + b                                                             (F + kinds,)
+
+A and b are ridge regressions over the items that training has met, one of the vectors and one of each offset. An item
+with n interactions weighs n / (n + 20), as the factors of a rare one are mostly noise; the penalty is the one with the
+least leave-one-out error (generalised cross-validation: Golub, Heath and Wahba 1979). To a rating's offset belongs the
+item's bias term, which a new item lacks too.
+
+In fine-tuning the factors of some items are hidden, as those of new ones are (`terms`). They are shown as an item's
+would be that the regressions have not met: by those over four fifths of the items, the item not among them.
+
+Shapes: N items, D numbers of a word embedding, F of all factors of an item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flmrec_spark.lm.collaborative import RATING, Floats, ItemFactors, TextMap
+from flmrec_spark.lm.segments import TokenBlock
+
+_FEWEST = 20  # items below which nothing is learned
+_MOST = 50_000  # items that are learned from: those with the most interactions
+_TRUST = 20.0  # interactions of an item that weighs one half
+_FOLDS = 5
+_PENALTIES = np.logspace(-2, 5, 15)  # of features of variance 1
+_BLOCK = 1024  # items whose words are looked up at once
+
+
+def features_of(model: Any, tokens: TokenBlock) -> Floats:
+    """As `features`, by the word embeddings of a SegmentedModel."""
+    return features(model.backbone.get_input_embeddings().weight.detach().float().cpu().numpy(), tokens)
+
+
+def features(embeddings: Floats, tokens: TokenBlock) -> Floats:
+    """Mean embedding (V, D) of each item's tokens; the place of the collaborative token is none: (N, D) float32."""
+    found = np.zeros((len(tokens), embeddings.shape[1]), dtype=np.float32)
+    for start in range(0, len(tokens), _BLOCK):
+        part = tokens.part(start, start + _BLOCK)
+        is_word = (np.arange(part.ids.shape[1]) < part.lengths[:, None]) & (part.ids >= 0)
+        n_words = is_word.sum(1)
+        some = np.flatnonzero(n_words)
+        first = np.cumsum(n_words[some]) - n_words[some]
+        sums = np.add.reduceat(embeddings[part.ids[is_word]], first, axis=0) if len(some) else found[:0]
+        found[start + some] = sums / n_words[some, None]
+    return found
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The map for new items, and what it says of each item of the catalogue as if that were new."""
+
+    texts: TextMap
+    vectors: Floats  # (N, F)
+    offsets: Floats  # (N, kinds)
+
+
+def learn(found: Floats, items: ItemFactors, *, item_bias: Floats, counts: Floats) -> Learned | None:
+    """Regressions from the features (N, D) of a catalogue to its factors.
+
+    Args:
+      items: of the same N; those that are new teach nothing.
+      item_bias: (N,) bias terms.
+      counts: (N,) interactions.
+
+    Returns:
+      None with less than 20 items to learn from.
+    """
+    from sklearn.linear_model import Ridge, RidgeCV  # here: a second, and what scores learns nothing
+
+    known = np.flatnonzero(~items.is_new & (counts > 0))
+    if len(known) < _FEWEST:
+        return None
+    known = np.sort(known[np.argsort(-counts[known], kind="stable")[:_MOST]])
+    mean, scale = found[known].mean(0), found[known].std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    x, weights = (found - mean) / scale, counts / (counts + _TRUST)
+    targets = _targets(items, item_bias)
+    fold_of = np.random.default_rng(1).permutation(len(known)) % _FOLDS
+    weight = np.zeros((found.shape[1], sum(one.shape[1] for one in targets)), dtype=np.float64)
+    bias, says, at = np.zeros(weight.shape[1]), np.zeros((len(found), weight.shape[1])), 0
+    for target in targets:
+        own = slice(at, at + target.shape[1])
+        at = own.stop
+        whole = RidgeCV(alphas=_PENALTIES).fit(x[known], target[known], sample_weight=weights[known])
+        weight[:, own] = np.reshape(whole.coef_, (target.shape[1], -1)).T
+        bias[own] = whole.intercept_
+        says[:, own] = x @ weight[:, own] + bias[own]
+        for fold in range(_FOLDS):
+            others, left = known[fold_of != fold], known[fold_of == fold]
+            part = Ridge(alpha=whole.alpha_).fit(x[others], target[others], sample_weight=weights[others])
+            says[left, own] = np.reshape(part.predict(x[left]), (len(left), -1))
+    weight = weight / scale[:, None]
+    texts = TextMap(weight.astype(np.float32), (bias - mean @ weight).astype(np.float32))
+    n = items.vectors.shape[1]
+    return Learned(texts, says[:, :n].astype(np.float32), says[:, n:].astype(np.float32))
+
+
+def _targets(items: ItemFactors, item_bias: Floats) -> list[Floats]:
+    """The vectors of all kinds together, then the offset of each."""
+    offsets = items.offsets.copy()
+    if RATING in items.spans:
+        offsets[:, list(items.spans).index(RATING)] += item_bias
+    return [items.vectors, *(offsets[:, [kind]] for kind in range(offsets.shape[1]))]
