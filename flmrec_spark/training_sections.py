@@ -58,7 +58,7 @@ class FactorTrainingConfig(Section):
     history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="share of entries left out")
     hidden_share: Share = Field(
         0.3,
-        description="share of the rows for which fine-tuning hides the factors, as they are for new users and items",
+        description="share of users and items whose factors fine-tuning hides; an item has those of its text then",
     )
 
 
@@ -86,7 +86,10 @@ class FinetuneConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     clip_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="largest norm of the gradient")
     dropout: Share = 0.1
-    bias_dropout: Share = Field(0.2, description="share of bias terms set to 0, as they are for unknown ids")
+    bias_dropout: Share = Field(
+        0.2,
+        description="share of bias terms set to 0, as of unknown ids; of users alone where items have rating factors",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: the faster of the two here")
     validate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
     valid_users: Count = Field(2000, description="users in a validation, drawn by seed")

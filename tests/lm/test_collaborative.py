@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,24 @@ def test_an_item_that_no_list_may_hold_is_no_rival(monkeypatch: pytest.MonkeyPat
         losses = [float(module.eval().loss(batch, np.random.default_rng(seed))) for seed in range(300)]
         monkeypatch.setattr(factor_training, "_DRAWN", 100)
         assert np.mean(losses) == pytest.approx(float(module.loss(batch, np.random.default_rng(1))), rel=0.1)
+
+
+def test_with_nothing_to_stop_by_every_epoch_is_learned_from_and_the_last_wins() -> None:
+    own, questions = checkerboard()
+    one_label = [replace(one, labels=np.ones(len(one.labels), dtype=bool)) for one in questions]
+    settings = FactorTrainingConfig(epochs=5, patience=2, rows_per_step=32, learning_rate=0.02)
+    known = {"is_drawable": np.ones(N_ITEMS, dtype=bool), "model": CollaborativeConfig(dimension=4), "seed": 1}
+
+    def fitted(asked: list[Question]) -> tuple[Factors, dict[str, float]]:
+        return factor_training.fit(
+            own,
+            asked,
+            objective=RATING,
+            training=settings,
+            device=torch.device("cpu"),
+            **known,  # type: ignore[arg-type]
+        )
+
+    found, told = fitted(one_label)
+    assert told["epoch"] == 5 and math.isnan(told["uauc"])
+    np.testing.assert_array_equal(found.target, fitted([])[0].target)
