@@ -142,14 +142,22 @@ def _with_texts(
     bias: BiasTerms,
     splits: list[str],
 ) -> tuple[Collaborative, Learned | None]:
-    """And what the texts of the catalogue's own items say."""
+    """The factors as they are served, and what the texts of the catalogue's own items say of them."""
     features = text_factors.features_of(model, catalog.tokens)
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=splits)
     items = found.of_items(found.places(catalog.ids()))
     own = bias.item.detach().cpu().numpy()
     own = own if len(own) else np.zeros(len(counts), dtype=np.float32)  # a model without bias terms
     learned = text_factors.learn(features, items, item_bias=own, counts=counts)
-    return replace(found, texts=None if learned is None else learned.texts), learned
+    if learned is None:
+        return found, None
+    factors = dict(found.factors)
+    if RATING in factors:
+        rows, (start, end) = catalog.places(found.item_ids), items.spans[RATING]
+        target = factors[RATING].target.copy()
+        target[:-1] = text_factors.leaning(target[:-1], learned.vectors[rows, start:end], counts[rows])
+        factors[RATING] = replace(factors[RATING], target=target)
+    return replace(found, factors=factors, texts=learned.texts), learned
 
 
 def tastes(

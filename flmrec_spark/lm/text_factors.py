@@ -8,8 +8,16 @@ with n interactions weighs n / (n + 20), as the factors of a rare one are mostly
 least leave-one-out error (generalised cross-validation: Golub, Heath and Wahba 1979). To a rating's offset belongs the
 item's bias term, which a new item lacks too.
 
+Of a rare item the text tells more than its few interactions do, so the rating vectors of a known item are a mean of
+both,
+
+    n / (n + 20) learned + 20 / (n + 20) by the text,
+
+where the text speaks by regressions that have not met the item: those over four fifths of the items, it not among them.
+(On MovieLens-100K's valid split factors alone have AUC 0.794 so instead of 0.791; lists became worse.)
+
 In fine-tuning the factors of some items are hidden, as those of new ones are (`terms`). They are shown as an item's
-would be that the regressions have not met: by those over four fifths of the items, the item not among them.
+would be that the regressions have not met.
 
 Shapes: N items, D numbers of a word embedding, F of all factors of an item.
 """
@@ -25,7 +33,7 @@ from flmrec_spark.lm.collaborative import RATING, Floats, ItemFactors, TextMap
 from flmrec_spark.lm.segments import TokenBlock
 
 _FEWEST = 20  # items below which nothing is learned
-_MOST = 50_000  # items that are learned from: those with the most interactions
+_MOST = 20_000  # items that are learned from: those with the most interactions
 _TRUST = 20.0  # interactions of an item that weighs one half
 _FOLDS = 5
 _PENALTIES = np.logspace(-2, 5, 15)  # of features of variance 1
@@ -49,6 +57,12 @@ def features(embeddings: Floats, tokens: TokenBlock) -> Floats:
         sums = np.add.reduceat(embeddings[part.ids[is_word]], first, axis=0) if len(some) else found[:0]
         found[start + some] = sums / n_words[some, None]
     return found
+
+
+def leaning(target: Floats, says: Floats, counts: Floats) -> Floats:
+    """Vectors (N, d) of items with `counts` (N,) interactions, drawn to what their texts say (N, d)."""
+    share = (counts / (counts + _TRUST))[:, None]
+    return np.asarray(share * target + (1 - share) * says, dtype=np.float32)
 
 
 @dataclass(frozen=True)

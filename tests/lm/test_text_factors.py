@@ -13,12 +13,15 @@ from sklearn.linear_model import Ridge
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import checkpoint, collaborative, text_factors
+from flmrec_spark.lm import checkpoint, collaborative, dataset, text_factors
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, ItemFactors, TextMap
+from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.judge import Rules
+from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.segments import FACTORS, TokenBlock
 from flmrec_spark.lm.terms import Terms
+from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.lm.training import BiasTerms
 from tests.lm.test_factor_stage import with_factors
 from tests.prepared import prepared_rows, write_prepared
@@ -105,6 +108,12 @@ def test_rare_items_teach_little_and_of_too_few_nothing_is_learned() -> None:
     assert text_factors.learn(features, items, item_bias=bias, counts=few) is None
 
 
+def test_the_vectors_of_a_rare_item_lean_on_its_text() -> None:
+    target, says = np.array([[4.0], [4.0], [4.0]], dtype=np.float32), np.array([[0.0], [2.0], [8.0]], dtype=np.float32)
+    found = text_factors.leaning(target, says, np.array([0, 20, 60], dtype=np.float32))
+    assert found.tolist() == [[0], [3], [5]]
+
+
 def kept() -> Collaborative:
     own = Factors(
         np.ones((4, 1), dtype=np.float32),
@@ -182,3 +191,22 @@ def test_an_item_that_nobody_has_met_is_served_by_its_text(world: Path, monkeypa
         items = Rules.of(found, of_train=of_train).of_items(ids, tokens, model)
         assert items is not None and items.is_new[0] and not items.is_new[1:].all()
         assert items.vectors[0].any() and not np.array_equal(items.offsets[0], items.unknown)
+
+
+def test_rating_vectors_are_served_leaning_and_listing_vectors_as_they_were_learned(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_factors, "_FEWEST", 10)
+    config = with_factors(world)
+    prepared = read_tables(config.tables.root)
+    own = Trainer(config, prepared, load_data(config, prepared))
+    served = own.served_factors(prepared)
+    assert served is not None and own.factors is not None and own.shown is not None and own.shown.texts is not None
+    catalog, before, after = own.data.catalog, own.factors.train, served.train
+    rows, (start, end) = catalog.places(before.item_ids), own.shown.items.spans[RATING]
+    counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
+    share = (counts[rows] / (counts[rows] + 20))[:, None]
+    expected = share * before.factors[RATING].target[:-1] + (1 - share) * own.shown.texts.vectors[rows, start:end]
+    np.testing.assert_allclose(after.factors[RATING].target[:-1], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(after.factors[LISTING].target, before.factors[LISTING].target)
+    np.testing.assert_array_equal(own.shown.items.vectors[rows, start:end], after.factors[RATING].target[:-1])
