@@ -38,6 +38,7 @@ Bools = npt.NDArray[np.bool_]
 RATING, LISTING = "rating", "listing"
 _ARRAYS = ("history", "target", "offset", "mix")
 _TEXTS = ("texts.weight", "texts.bias")
+_BLOCK = 4096  # new items whose features are in memory at once
 _FILE, _IDS = "factors.safetensors", "factors.parquet"
 _SCHEMA = pa.schema([("item_id", pa.string())])
 
@@ -87,6 +88,14 @@ class TextMap:
     weight: Floats  # (D, F + kinds)
     bias: Floats  # (F + kinds,)
 
+    def says(self, features: Callable[[Places], Floats], rows: Places) -> Floats:
+        """(len(rows), F + kinds); the features (n, D) of some rows at a time."""
+        found = np.zeros((len(rows), len(self.bias)), dtype=np.float32)
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            found[part] = features(rows[part]) @ self.weight + self.bias
+        return found
+
 
 @dataclass(frozen=True)
 class Collaborative:
@@ -107,19 +116,19 @@ class Collaborative:
         """F: numbers of all factors of an item or a user together."""
         return sum(one.target.shape[1] for one in self.factors.values())
 
-    def of_items(self, places: Places, features: Callable[[], Floats] | None = None) -> ItemFactors:
+    def of_items(self, places: Places, features: Callable[[Places], Floats] | None = None) -> ItemFactors:
         """Targets and offsets of items by their places, behind each other by the name of the factors.
 
         Args:
           places: (N,), -1 for a new item.
-          features: gives (N, D), the mean embedding of each item's tokens; asked for only where a new item needs it.
+          features: rows (M,) of the N -> (M, D), the mean embedding of each one's tokens; asked for new items alone.
         """
         ends = np.cumsum([one.target.shape[1] for one in self.factors.values()]).tolist()
         vectors = np.concatenate([one.target[places] for one in self.factors.values()], axis=1)
         offsets = np.stack([one.offset[places] for one in self.factors.values()], axis=1)
         is_new = places < 0
         if self.texts is not None and features is not None and is_new.any():
-            own = features()[is_new] @ self.texts.weight + self.texts.bias
+            own = self.texts.says(features, np.flatnonzero(is_new))
             vectors[is_new], offsets[is_new] = own[:, : self.width], own[:, self.width :]
         return ItemFactors(
             vectors,

@@ -143,7 +143,7 @@ def _with_texts(
     splits: list[str],
 ) -> tuple[Collaborative, Learned | None]:
     """The factors as they are served, and what the texts of the catalogue's own items say of them."""
-    features = text_factors.features_of(model, catalog.tokens)
+    features = partial(text_factors.features_of, model, catalog.tokens)
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=splits)
     items = found.of_items(found.places(catalog.ids()))
     own = bias.item.detach().cpu().numpy()

@@ -24,12 +24,13 @@ Shapes: N items, D numbers of a word embedding, F of all factors of an item.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from flmrec_spark.lm.collaborative import RATING, Floats, ItemFactors, TextMap
+from flmrec_spark.lm.collaborative import RATING, Floats, ItemFactors, Places, TextMap
 from flmrec_spark.lm.segments import TokenBlock
 
 _FEWEST = 20  # items below which nothing is learned
@@ -40,9 +41,9 @@ _PENALTIES = np.logspace(-2, 5, 15)  # of features of variance 1
 _BLOCK = 1024  # items whose words are looked up at once
 
 
-def features_of(model: Any, tokens: TokenBlock) -> Floats:
-    """As `features`, by the word embeddings of a SegmentedModel."""
-    return features(model.backbone.get_input_embeddings().weight.detach().float().cpu().numpy(), tokens)
+def features_of(model: Any, tokens: TokenBlock, rows: Places) -> Floats:
+    """As `features` of some rows, by the word embeddings of a SegmentedModel."""
+    return features(model.backbone.get_input_embeddings().weight.detach().float().cpu().numpy(), tokens.take(rows))
 
 
 def features(embeddings: Floats, tokens: TokenBlock) -> Floats:
@@ -74,11 +75,14 @@ class Learned:
     offsets: Floats  # (N, kinds)
 
 
-def learn(found: Floats, items: ItemFactors, *, item_bias: Floats, counts: Floats) -> Learned | None:
-    """Regressions from the features (N, D) of a catalogue to its factors.
+def learn(
+    features_of_rows: Callable[[Places], Floats], items: ItemFactors, *, item_bias: Floats, counts: Floats
+) -> Learned | None:
+    """Regressions from the features of a catalogue of N items to its factors.
 
     Args:
-      items: of the same N; those that are new teach nothing.
+      features_of_rows: rows (M,) of the N -> (M, D).
+      items: those that are new teach nothing.
       item_bias: (N,) bias terms.
       counts: (N,) interactions.
 
@@ -91,28 +95,27 @@ def learn(found: Floats, items: ItemFactors, *, item_bias: Floats, counts: Float
     if len(known) < _FEWEST:
         return None
     known = np.sort(known[np.argsort(-counts[known], kind="stable")[:_MOST]])
-    mean, scale = found[known].mean(0), found[known].std(0)
+    own_features = features_of_rows(known)
+    mean, scale = own_features.mean(0), own_features.std(0)
     scale = np.where(scale > 0, scale, 1.0)
-    x, weights = (found - mean) / scale, counts / (counts + _TRUST)
-    targets = _targets(items, item_bias)
+    x, weights = (own_features - mean) / scale, (counts / (counts + _TRUST))[known]
     fold_of = np.random.default_rng(1).permutation(len(known)) % _FOLDS
-    weight = np.zeros((found.shape[1], sum(one.shape[1] for one in targets)), dtype=np.float64)
-    bias, says, at = np.zeros(weight.shape[1]), np.zeros((len(found), weight.shape[1])), 0
-    for target in targets:
-        own = slice(at, at + target.shape[1])
-        at = own.stop
-        whole = RidgeCV(alphas=_PENALTIES).fit(x[known], target[known], sample_weight=weights[known])
-        weight[:, own] = np.reshape(whole.coef_, (target.shape[1], -1)).T
-        bias[own] = whole.intercept_
-        says[:, own] = x @ weight[:, own] + bias[own]
+    columns, biases, unmet = [], [], []
+    for target in _targets(items, item_bias):
+        own = target[known]
+        whole = RidgeCV(alphas=_PENALTIES).fit(x, own, sample_weight=weights)
+        columns.append(np.reshape(whole.coef_, (own.shape[1], -1)).T / scale[:, None])
+        biases.append(np.reshape(whole.intercept_, -1) - mean @ columns[-1])
+        unmet.append(np.zeros_like(own))
         for fold in range(_FOLDS):
-            others, left = known[fold_of != fold], known[fold_of == fold]
-            part = Ridge(alpha=whole.alpha_).fit(x[others], target[others], sample_weight=weights[others])
-            says[left, own] = np.reshape(part.predict(x[left]), (len(left), -1))
-    weight = weight / scale[:, None]
-    texts = TextMap(weight.astype(np.float32), (bias - mean @ weight).astype(np.float32))
+            others, left = fold_of != fold, fold_of == fold
+            part = Ridge(alpha=whole.alpha_).fit(x[others], own[others], sample_weight=weights[others])
+            unmet[-1][left] = np.reshape(part.predict(x[left]), (-1, own.shape[1]))
+    texts = TextMap(np.hstack(columns).astype(np.float32), np.concatenate(biases).astype(np.float32))
+    says = texts.says(features_of_rows, np.arange(len(counts)))
+    says[known] = np.hstack(unmet)
     n = items.vectors.shape[1]
-    return Learned(texts, says[:, :n].astype(np.float32), says[:, n:].astype(np.float32))
+    return Learned(texts, says[:, :n], says[:, n:])
 
 
 def _targets(items: ItemFactors, item_bias: Floats) -> list[Floats]:

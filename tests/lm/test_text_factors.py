@@ -59,7 +59,7 @@ def linear(seed: int = 0, noise: float = 0.1) -> tuple[np.ndarray, ItemFactors, 
 
 def test_new_items_have_what_their_features_say_and_a_rating_offset_holds_the_bias() -> None:
     features, items, bias, counts = linear(noise=0.0)
-    found = text_factors.learn(features, items, item_bias=bias, counts=counts.astype(np.float32))
+    found = text_factors.learn(features.__getitem__, items, item_bias=bias, counts=counts.astype(np.float32))
     assert found is not None
     standard = (features - features.mean(0)) / features.std(0)
     new = items.is_new
@@ -72,7 +72,7 @@ def test_new_items_have_what_their_features_say_and_a_rating_offset_holds_the_bi
 def test_what_is_said_of_a_known_item_is_not_learned_from_it() -> None:
     features, items, bias, counts = linear()
     counts = counts.astype(np.float32)
-    found = text_factors.learn(features, items, item_bias=bias, counts=counts)
+    found = text_factors.learn(features.__getitem__, items, item_bias=bias, counts=counts)
     assert found is not None
     known = np.flatnonzero(~items.is_new)
     mean, scale = features[known].mean(0), features[known].std(0)
@@ -97,15 +97,15 @@ def test_rare_items_teach_little_and_of_too_few_nothing_is_learned() -> None:
     rare = counts.astype(np.float32)
     rare[wild] = 1e-3
     spoilt = replace(items, vectors=vectors)
-    clean = text_factors.learn(features, items, item_bias=bias, counts=counts.astype(np.float32))
-    found = text_factors.learn(features, spoilt, item_bias=bias, counts=rare)
-    even = text_factors.learn(features, spoilt, item_bias=bias, counts=counts.astype(np.float32))
+    clean = text_factors.learn(features.__getitem__, items, item_bias=bias, counts=counts.astype(np.float32))
+    found = text_factors.learn(features.__getitem__, spoilt, item_bias=bias, counts=rare)
+    even = text_factors.learn(features.__getitem__, spoilt, item_bias=bias, counts=counts.astype(np.float32))
     assert clean is not None and found is not None and even is not None
     new = items.is_new
     assert np.abs(found.vectors[new] - clean.vectors[new]).max() < 0.2
     assert np.abs(even.vectors[new] - clean.vectors[new]).max() > 5
     few = np.where(np.arange(N) < 19, counts, 0).astype(np.float32)
-    assert text_factors.learn(features, items, item_bias=bias, counts=few) is None
+    assert text_factors.learn(features.__getitem__, items, item_bias=bias, counts=few) is None
 
 
 def test_the_vectors_of_a_rare_item_lean_on_its_text() -> None:
@@ -130,13 +130,13 @@ def kept() -> Collaborative:
 
 def test_of_a_catalogue_only_new_items_have_what_their_texts_say() -> None:
     features = np.array([[9, 9], [2, 4]], dtype=np.float32)
-    items = kept().of_items(np.array([1, -1]), lambda: features)
+    items = kept().of_items(np.array([1, -1]), features.__getitem__)
     assert items.vectors.tolist() == [[2, 2], [2, 4]]
     assert items.offsets.tolist() == [[6, 6], [4.5, 11]]
     assert items.is_new.tolist() == [False, True]
-    plain = replace(kept(), texts=None).of_items(np.array([1, -1]), lambda: features)
+    plain = replace(kept(), texts=None).of_items(np.array([1, -1]), features.__getitem__)
     assert plain.vectors.tolist() == [[2, 2], [0, 0]] and plain.offsets.tolist() == [[6, 6], [7, 7]]
-    kept().of_items(np.array([0, 1]), lambda: pytest.fail("asked for features that no item needs"))
+    kept().of_items(np.array([0, 1]), lambda rows: pytest.fail("asked for features that no item needs"))
 
 
 def test_the_map_is_saved_and_a_wrong_one_is_named(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_map_is_saved_and_a_wrong_one_is_named(tmp_path: Path) -> None:
 
 def test_a_hidden_item_shows_its_text_and_loses_its_bias_term() -> None:
     features, items, bias, counts = linear()
-    texts = text_factors.learn(features, items, item_bias=bias, counts=counts.astype(np.float32))
+    texts = text_factors.learn(features.__getitem__, items, item_bias=bias, counts=counts.astype(np.float32))
     assert texts is not None
     torch.manual_seed(1)
     terms = Terms(items, hidden_share=0.5, texts=texts).train()
