@@ -67,7 +67,7 @@ class Training:
 
 
 def parts_of(config: Config, folder: Path) -> list[Arm]:
-    """Each arm has all settings of those before it; the last is the config's own model."""
+    """Each arm has all parts of those before it; the last has all that there are."""
     likes = folder / "likes.yaml"
     template = load_template(config.prompts.template)
     likes.write_text(replace(template, disliked=replace(template.disliked, text="")).to_yaml(), encoding="utf-8")
@@ -78,7 +78,7 @@ def parts_of(config: Config, folder: Path) -> list[Arm]:
         ("+ bias terms", (bare[0], bare[2])),
         ("+ listwise loss and head", (bare[0],)),
         ("+ collaborative factors", ("model.collaborative.tokens=false",)),
-        ("+ collaborative tokens", ()),
+        ("+ collaborative tokens", ("model.collaborative.tokens=true",)),
     ]
     names = [name for name, _ in steps]
     return [Arm(name, before, own) for (name, own), before in zip(steps, [names[0], *names], strict=False)]

@@ -65,6 +65,8 @@ def test_every_join_is_compared_with_the_stock_pair(config: Path) -> None:
     assert rows[0]["auc_difference"] == 0.0
 
 
-def test_the_parts_end_with_the_model_of_the_config(config: Path) -> None:
-    first, *_, last = ablation.parts_of(load_config(config), config.parent)
-    assert (first.against, last.settings) == (first.name, ())
+def test_the_last_two_parts_are_the_config_without_and_with_tokens(config: Path) -> None:
+    first, *_, factors, last = ablation.parts_of(load_config(config), config.parent)
+    assert first.against == first.name
+    tokens = "model.collaborative.tokens="
+    assert (factors.settings, last.settings) == ((f"{tokens}false",), (f"{tokens}true",))
