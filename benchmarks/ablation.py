@@ -145,7 +145,7 @@ def trained(training: Training) -> tuple[Answers, float | None]:
     means: dict[str, Any] = {"precision": "bf16", "device": training.device}
     if training.device == "cpu":
         means = {"packed": can_pack(), "kernel": native.load(native.build())}
-    scorer = Scorer(found.model(), test.catalog.tokens, item_bias=test.item_bias, **means)
+    scorer = Scorer(test.model, test.catalog.tokens, item_bias=test.item_bias, **means)
     seconds = done.get("seconds")
     return test.answers(scorer, lists=training.lists), float(str(seconds)) if seconds is not None else None
 

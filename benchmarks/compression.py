@@ -115,7 +115,7 @@ class Run:
     def row(self, arm: Arm, done: dict[str, object], precision: str) -> Row:
         found = checkpoint.load(self.folder(arm.name))
         test = HeldOut.of(self.prepared, found, self.arguments.users)
-        model = found.model()
+        model = test.model
         ways: dict[str, Any] = {"precision": precision, "kernel": self.kernel, "packed": self.kernel is not None}
         scorer = Scorer(model, test.catalog.tokens, item_bias=test.item_bias, **ways)
         row: Row = {"name": arm.name, "precision": precision, "join": model.join, "steps": done["steps"]}

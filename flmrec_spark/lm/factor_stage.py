@@ -98,7 +98,7 @@ def fitted(
 
 
 @dataclass(frozen=True)
-class Shown:
+class TrainingFactors:
     """Factors as the language model is trained with them: of the catalogue, and tastes (R, F) of the examples."""
 
     items: ItemFactors
@@ -107,16 +107,15 @@ class Shown:
     valid: Floats
 
     @classmethod
-    def of(cls, found: Collaborative, prepared: Prepared, data: Data, model: SegmentedModel, bias: BiasTerms) -> Shown:
+    def of(
+        cls, found: Collaborative, prepared: Prepared, data: Data, model: SegmentedModel, bias: BiasTerms
+    ) -> TrainingFactors:
         """Of the train split."""
         found, texts = _with_texts(found, prepared, data.catalog, model, bias, [c.TRAIN])
         known = prepared, data.catalog, data.user_ids
         train, valid = (tastes(found, *known, rows, [c.TRAIN]) for rows in (data.train, data.valid))
-        return cls(of_catalog(found, data.catalog, model), texts, train, valid)
-
-
-def of_catalog(found: Collaborative, catalog: Catalog, model: SegmentedModel) -> ItemFactors:
-    return found.of_items(found.places(catalog.ids()), partial(text_factors.features_of, model, catalog.tokens))
+        catalog = data.catalog
+        return cls(text_factors.of_items(found, catalog.ids(), catalog.tokens, model), texts, train, valid)
 
 
 def with_texts_of(

@@ -79,14 +79,15 @@ def _write(trainer: Trainer, prepared: Prepared, folder: Path, key: str) -> dict
     resume.put_back(trainer.modules, load_file(folder / "best.safetensors"))
     last = trainer.validation_of_best or trainer.validate()  # none: an earlier process saw it
     metrics = {"fingerprint": key, "validation": dict(last.metrics), **_told(trainer, prepared)}
+    latest = trainer.latest_bias(prepared)
     digest = checkpoint.save(
         trainer.config.checkpoint,
         model=trainer.served().cpu(),
         segmenter=trainer.data.segmenter,
-        biases=trainer.biases(prepared),
+        biases=latest.named(trainer.data.user_ids, trainer.data.catalog.item_ids),
         calibration=last.calibration(),
         list_blend=last.list_blend(),
-        factors=trainer.served_factors(prepared),
+        factors=trainer.served_factors(prepared, latest),
         metrics=metrics,
         config=trainer.config.as_dict(),
         write_adapter=trainer.adapter.save if trainer.adapter else None,

@@ -17,6 +17,7 @@ from flmrec_spark.lm.collaborative import ItemFactors
 from flmrec_spark.lm.dataset import Catalog, Examples, Prepared
 from flmrec_spark.lm.factor_stage import tastes
 from flmrec_spark.lm.judge import Asked, Judge, Rules, Taste
+from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.ranking import best
 
@@ -48,6 +49,7 @@ class Answers:
 class HeldOut:
     """The held-out rows of the test split as a checkpoint's own prompts."""
 
+    model: SegmentedModel
     rules: Rules
     catalog: Catalog
     factors: ItemFactors | None  # of the catalogue
@@ -59,12 +61,12 @@ class HeldOut:
 
     @classmethod
     def of(cls, prepared: Prepared, found: Checkpoint, n_users: int) -> HeldOut:
-        segmenter, rules = found.segmenter(), Rules.of(found, of_train=False)
+        segmenter, model, rules = found.segmenter(), found.model(), Rules.of(found, of_train=False)
         items = dataset.catalog(prepared.tables["items"], segmenter)
         user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
         rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids)
         rows = rows.take(np.sort(np.random.default_rng(1).permutation(len(rows))[:n_users]))
-        factors, own = rules.of_items(items.ids(), items.tokens, found.model()), None
+        factors, own = rules.of_items(items.ids(), items.tokens, model), None
         if rules.factors is not None and factors is not None:
             own = tastes(rules.factors, prepared, items, user_ids, rows, _HISTORY)
             if rules.has_tokens:
@@ -72,7 +74,7 @@ class HeldOut:
         bias = found.biases().item
         item_bias = np.array([bias.get(item, 0.0) for item in items.item_ids])
         seen = dataset.seen(prepared, items, user_ids, splits=_HISTORY)
-        return cls(rules, items, factors, item_bias, user_ids, rows, own, seen)
+        return cls(model, rules, items, factors, item_bias, user_ids, rows, own, seen)
 
     def answers(self, scorer: Scorer, *, lists: bool) -> Answers:
         """Of a scorer of the catalogue with `item_bias`; without lists, it is asked about the rated pairs alone."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,10 +66,7 @@ class Rules:
 
     def of_items(self, ids: pa.Array, tokens: TokenBlock, model: Any) -> ItemFactors | None:
         """The factors of a catalogue; those of new items by what the model's word embeddings say of their tokens."""
-        if self.factors is None:
-            return None
-        features = partial(text_factors.features_of, model, tokens)
-        return self.factors.of_items(self.factors.places(ids), features)
+        return None if self.factors is None else text_factors.of_items(self.factors, ids, tokens, model)
 
 
 class Judge:

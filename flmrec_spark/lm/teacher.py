@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,8 +60,8 @@ class Teacher:
         self.items = self.segmenter.block([segment or self.segmenter.unknown_item for segment in segments])
         self._prefixes: dict[int, list[int] | None] = {}
         factors = found.collaborative(of_train=True)  # which were learned as the labels that it is asked about
-        features = partial(text_factors.features_of, self.model, self.items)
-        items = None if factors is None else factors.of_items(factors.places(catalog.ids()), features)
+        known = catalog.ids(), self.items, self.model
+        items = None if factors is None else text_factors.of_items(factors, *known)
         self.terms = Terms(items, hidden_share=0.0).to(device).eval()
         self.tastes = None if factors is None else tastes_of(factors)
         biases = found.biases()

@@ -18,7 +18,6 @@ from flmrec_spark.config import Config
 from flmrec_spark.lm import dataset, factor_stage, resume, training
 from flmrec_spark.lm.adapters import Adapter, merge
 from flmrec_spark.lm.batches import Step, epoch_order, make_step
-from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
 from flmrec_spark.lm.dataset import Floats, Prepared
 from flmrec_spark.lm.distributed import World
@@ -96,12 +95,12 @@ class Trainer:
         self.n_worse = 0
         self.history: list[dict[str, float]] = []
 
-    def _shown(self, prepared: Prepared) -> factor_stage.Shown | None:
+    def _shown(self, prepared: Prepared) -> factor_stage.TrainingFactors | None:
         """The factors of the train split; the items' segments hold them from now on where the model has such tokens."""
         if self.factors is None:
             return None
         data = self.data
-        shown = factor_stage.Shown.of(self.factors.train, prepared, data, self.model, self.bias)
+        shown = factor_stage.TrainingFactors.of(self.factors.train, prepared, data, self.model, self.bias)
         if data.segmenter.has_factors:
             tokens = replace(data.catalog.tokens, factors=shown.items.vectors)
             self.data = replace(data, catalog=replace(data.catalog, tokens=tokens))
@@ -114,14 +113,10 @@ class Trainer:
         items = dataset.counts(prepared, c.ITEM_ID, self.data.catalog.item_ids, splits=splits)
         return training.BiasTerms(users, items)
 
-    def served_factors(self, prepared: Prepared) -> FactorsOfSplits | None:
+    def served_factors(self, prepared: Prepared, latest: training.BiasTerms) -> FactorsOfSplits | None:
         """The factors, with what the texts of new items say of them by the word embeddings as they are now."""
-        known = prepared, self.data.catalog, self.model, (self.bias, self.latest_bias(prepared))
+        known = prepared, self.data.catalog, self.model, (self.bias, latest)
         return None if self.factors is None else factor_stage.with_texts_of(self.factors, *known)
-
-    def biases(self, prepared: Prepared) -> Biases:
-        """Of `latest_bias` by id."""
-        return self.latest_bias(prepared).named(self.data.user_ids, self.data.catalog.item_ids)
 
     def latest_bias(self, prepared: Prepared) -> training.BiasTerms:
         """The learned offsets, moved by what the valid split adds to the counts that they started from.

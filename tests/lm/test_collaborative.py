@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -201,18 +202,16 @@ def test_with_nothing_to_stop_by_every_epoch_is_learned_from_and_the_last_wins()
     own, questions = checkerboard()
     one_label = [replace(one, labels=np.ones(len(one.labels), dtype=bool)) for one in questions]
     settings = FactorTrainingConfig(epochs=5, patience=2, rows_per_step=32, learning_rate=0.02)
-    known = {"is_drawable": np.ones(N_ITEMS, dtype=bool), "model": CollaborativeConfig(dimension=4), "seed": 1}
-
-    def fitted(asked: list[Question]) -> tuple[Factors, dict[str, float]]:
-        return factor_training.fit(
-            own,
-            asked,
-            objective=RATING,
-            training=settings,
-            device=torch.device("cpu"),
-            **known,  # type: ignore[arg-type]
-        )
-
+    fitted = partial(
+        factor_training.fit,
+        own,
+        objective=RATING,
+        is_drawable=np.ones(N_ITEMS, dtype=bool),
+        model=CollaborativeConfig(dimension=4),
+        training=settings,
+        seed=1,
+        device=torch.device("cpu"),
+    )
     found, told = fitted(one_label)
     assert told["epoch"] == 5 and math.isnan(told["uauc"])
     np.testing.assert_array_equal(found.target, fitted([])[0].target)

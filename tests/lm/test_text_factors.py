@@ -200,7 +200,7 @@ def test_rating_vectors_are_served_leaning_and_listing_vectors_as_they_were_lear
     config = with_factors(world)
     prepared = read_tables(config.tables.root)
     own = Trainer(config, prepared, load_data(config, prepared))
-    served = own.served_factors(prepared)
+    served = own.served_factors(prepared, own.latest_bias(prepared))
     assert served is not None and own.factors is not None and own.shown is not None and own.shown.texts is not None
     catalog, before, after = own.data.catalog, own.factors.train, served.train
     rows, (start, end) = catalog.places(before.item_ids), own.shown.items.spans[RATING]
