@@ -74,7 +74,8 @@ def finetune(settings: Sequence[str], threads: int) -> Row:
 def measured(config: Config, run: str, segment: str) -> Found:
     """(value, low, high) of a run's metrics in a segment."""
     table = DeltaTable(f"{config.tables.root}/evaluation").to_pyarrow_dataset()
-    rows = table.to_table(filter=(ds.field("run_id") == run) & (ds.field("segment") == segment)).to_pylist()
+    own = (ds.field("run_id") == run) & (ds.field("segment") == segment)
+    rows = table.to_table(filter=own, use_threads=False).to_pylist()  # threads may outlive the process
     return {(row["model"], row["metric"], row["k"]): (row["value"], row["low"], row["high"]) for row in rows}
 
 

@@ -18,6 +18,9 @@ class CollaborativeConfig(Section):
     recency: Annotated[float, Field(gt=0.0)] = Field(
         5.0, description="interactions after which the extra weight of a recent one has fallen to 1 / e"
     )
+    neighbours: Annotated[int, Field(ge=0)] = Field(
+        128, description="further numbers of a rating's vector, of what items that resemble one say; 0: none"
+    )
     tokens: bool = Field(True, description="the vectors are a token of each segment too, not a term of the logit alone")
 
 

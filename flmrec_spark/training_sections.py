@@ -54,8 +54,12 @@ class FactorTrainingConfig(Section):
     rows_per_step: Count = Field(128, description="such rows in an optimizer step")
     learning_rate: Rate = 3e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1.0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="of a user's vector")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="of a user's vector of lists")
+    rating_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="of a user's vector of ratings")
     history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="share of entries left out")
+    graded_labels: bool = Field(
+        True, description="labels of rating vectors say how much a row was liked, by the order of values; false: 1 or 0"
+    )
     hidden_share: Share = Field(
         0.3,
         description="share of users and items whose factors fine-tuning hides; an item has those of its text then",

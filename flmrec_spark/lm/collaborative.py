@@ -2,7 +2,7 @@
 
     taste(u) = sum over the history, newest first:  w(a) v[item, liked or not],  a = 0, 1, ... its age
     w(a)     = long / sqrt(H) + recent exp(-a / recency) / sqrt(recency),  H entries in the history
-    score    = taste(u) . target[item] + offset[item]
+    score    = taste(u) . target[item] + offset[item], for ratings with what `neighbours` say
 
 An asymmetric factor model: a user is the sum of what they did (Paterek 2007; Koren 2008, section 4), so a user who came
 after the training has a taste from their first interaction on, and one whose history grew has another taste at once. An
@@ -30,6 +30,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flmrec_spark.errors import CheckpointError
+from flmrec_spark.lm.grades import Grades
+from flmrec_spark.lm.neighbours import Neighbours
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.intp]
@@ -37,6 +39,8 @@ Bools = npt.NDArray[np.bool_]
 
 RATING, LISTING = "rating", "listing"
 _ARRAYS = ("history", "target", "offset", "mix")
+_NEAR = ("history", "target", "expected")
+_GRADES = ("grades.liked", "grades.disliked")
 _TEXTS = ("texts.weight", "texts.bias")
 _BLOCK = 4096  # new items whose features are in memory at once
 _FILE, _IDS = "factors.safetensors", "factors.parquet"
@@ -52,22 +56,35 @@ class Factors:
     offset: Floats  # (N + 1,), the last one that of an unknown item: the mean
     mix: Floats  # (2,): long and recent
     recency: float
+    near: Neighbours | None = None  # further dimensions behind these
 
     @property
     def n_items(self) -> int:
         return len(self.target) - 1
 
-    def taste(self, items: Places, is_liked: Bools) -> Floats:
-        """Sum of a history, newest first, (d,); items are places in the factors."""
+    @property
+    def width(self) -> int:
+        """f: numbers of an item, those of its neighbours included."""
+        return int(self.target.shape[1] + (0 if self.near is None else self.near.target.shape[1]))
+
+    def taste(self, items: Places, labels: Any) -> Floats:
+        """Sum of a history, newest first, (f,); items are places in the factors, labels above 1/2 are liked."""
         n = len(items)
         if not n:
-            return np.zeros(self.target.shape[1], dtype=np.float32)
+            return np.zeros(self.width, dtype=np.float32)
         weights = ages(n, self.mix, self.recency)
-        return np.asarray(weights @ self.history[rows_of(items, is_liked, self.n_items)], dtype=np.float32)
+        is_liked = np.asarray(labels) > 0.5
+        own = np.asarray(weights @ self.history[rows_of(items, is_liked, self.n_items)], dtype=np.float32)
+        return own if self.near is None else np.concatenate([own, self.near.taste(items, labels)])
+
+    def vectors(self, items: Places) -> Floats:
+        """(len(items), f) float32; zeros for -1, an unknown item."""
+        own = self.target[items]
+        return own if self.near is None else np.concatenate([own, self.near.target[items]], axis=1)
 
     def scores(self, taste: Floats, items: Places) -> Floats:
-        """(len(items),) float32 of one taste (d,); -1 for an unknown item."""
-        return np.asarray(self.target[items] @ taste + self.offset[items])
+        """(len(items),) float32 of one taste (f,); -1 for an unknown item."""
+        return np.asarray(self.vectors(items) @ taste + self.offset[items])
 
 
 def ages(n: int, mix: Any, recency: float) -> Any:
@@ -105,6 +122,7 @@ class Collaborative:
     factors: Mapping[str, Factors]
     history_length: int  # newest interactions that a taste is made of
     texts: TextMap | None = None  # None: a new item's vectors are 0, its offsets the mean
+    grades: Grades | None = None  # None: an interaction was liked or not, and no more is told
 
     def places(self, ids: pa.Array) -> Places:
         """Place of each id in the factors, -1 for an unknown one: (len(ids),)."""
@@ -114,7 +132,7 @@ class Collaborative:
     @property
     def width(self) -> int:
         """F: numbers of all factors of an item or a user together."""
-        return sum(one.target.shape[1] for one in self.factors.values())
+        return sum(one.width for one in self.factors.values())
 
     def of_items(self, places: Places, features: Callable[[Places], Floats] | None = None) -> ItemFactors:
         """Targets and offsets of items by their places, behind each other by the name of the factors.
@@ -123,8 +141,8 @@ class Collaborative:
           places: (N,), -1 for a new item.
           features: rows (M,) of the N -> (M, D), the mean embedding of each one's tokens; asked for new items alone.
         """
-        ends = np.cumsum([one.target.shape[1] for one in self.factors.values()]).tolist()
-        vectors = np.concatenate([one.target[places] for one in self.factors.values()], axis=1)
+        ends = np.cumsum([one.width for one in self.factors.values()]).tolist()
+        vectors = np.concatenate([one.vectors(places) for one in self.factors.values()], axis=1)
         offsets = np.stack([one.offset[places] for one in self.factors.values()], axis=1)
         is_new = places < 0
         if self.texts is not None and features is not None and is_new.any():
@@ -138,11 +156,17 @@ class Collaborative:
             is_new,
         )
 
-    def taste(self, places: Places, is_liked: Bools) -> Floats:
+    def taste(self, places: Places, labels: Any) -> Floats:
         """Tastes of one history, newest first, behind each other as in `of_items`: (F,). Unknown items do not count."""
         known = places >= 0
-        places, is_liked = places[known][: self.history_length], is_liked[known][: self.history_length]
-        return np.concatenate([one.taste(places, is_liked) for one in self.factors.values()])
+        places, labels = places[known][: self.history_length], np.asarray(labels)[known][: self.history_length]
+        return np.concatenate([one.taste(places, labels) for one in self.factors.values()])
+
+    def labels(self, values: Any, is_liked: Any) -> Floats:
+        """How much interactions (H,) with these values, or None, were liked: (H,) float32 in 0 .. 1."""
+        if self.grades is None:
+            return np.asarray(is_liked, dtype=np.float32)
+        return self.grades.labels(values, is_liked)
 
 
 @dataclass(frozen=True)
@@ -182,6 +206,11 @@ def save(folder: Path, found: Collaborative) -> None:
     told: dict[str, Any] = {
         f"{name}.recency": np.array(one.recency, dtype=np.float64) for name, one in found.factors.items()
     }
+    for name, one in found.factors.items():
+        if one.near is not None:
+            told |= {f"{name}.near_{part}": np.ascontiguousarray(getattr(one.near, part)) for part in _NEAR}
+    if found.grades is not None:
+        told |= dict(zip(_GRADES, (found.grades.liked, found.grades.disliked), strict=True))
     if found.texts is not None:
         told |= dict(zip(_TEXTS, (found.texts.weight, found.texts.bias), strict=True))
     save_file(tensors | told | {"history_length": np.array(found.history_length)}, folder / _FILE)
@@ -199,15 +228,23 @@ def load(folder: Path) -> Collaborative | None:
     try:
         tensors = load_file(folder / _FILE)
         ids = pq.read_table(folder / _IDS, schema=_SCHEMA)["item_id"].combine_chunks()
-        names = sorted({key.partition(".")[0] for key in tensors if "." in key and key not in _TEXTS})
+        names = sorted({key.partition(".")[0] for key in tensors if "." in key and key not in (*_TEXTS, *_GRADES)})
         factors = {name: _factors(tensors, name) for name in names}
         texts = TextMap(*(tensors[name] for name in _TEXTS)) if _TEXTS[0] in tensors else None
-        found = Collaborative(ids, factors, int(tensors["history_length"]), texts)
+        grades = Grades(*(tensors[name] for name in _GRADES)) if _GRADES[0] in tensors else None
+        found = Collaborative(ids, factors, int(tensors["history_length"]), texts, grades)
     except (OSError, KeyError, SafetensorError, pa.ArrowException) as fault:
         raise CheckpointError(f"{folder / _FILE}: not readable: {' '.join(str(fault).split())[:300]}") from fault
     for name, one in factors.items():
         if one.n_items != len(ids) or len(one.history) != 2 * len(ids) or len(one.offset) != len(ids) + 1:
             raise CheckpointError(f"{folder / _FILE}: {name}: got factors of {one.n_items} items, expected {len(ids)}")
+        if one.near is not None and not (
+            len(one.near.history) == len(one.near.expected) == len(one.near.target) - 1 == len(ids)
+            and one.near.history.shape[1] == one.near.target.shape[1]
+        ):
+            raise CheckpointError(
+                f"{folder / _FILE}: {name}: got neighbours of {len(one.near.expected)} items, expected {len(ids)}"
+            )
     width = found.width + len(factors)
     if texts is not None and (texts.weight.shape[1:], texts.bias.shape) != ((width,), (width,)):
         raise CheckpointError(f"{folder / _FILE}: {_TEXTS[0]}: got shape {texts.weight.shape}, expected (D, {width})")
@@ -216,4 +253,7 @@ def load(folder: Path) -> Collaborative | None:
 
 def _factors(tensors: Mapping[str, Any], name: str) -> Factors:
     history, target, offset, mix = (tensors[f"{name}.{part}"] for part in _ARRAYS)
-    return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]))
+    near = None
+    if f"{name}.near_target" in tensors:
+        near = Neighbours(*(tensors[f"{name}.near_{part}"] for part in _NEAR))
+    return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]), near)

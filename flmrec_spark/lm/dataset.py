@@ -16,6 +16,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.segments import Interaction, Segmenter, TokenBlock
 from flmrec_spark.lm.sequences import Sequences
 
@@ -102,7 +103,9 @@ def read_tables(root: str | None) -> Prepared:
         place = root.rstrip("/") + "/" + name if "://" in root else str(Path(root).absolute() / name)
         try:
             table = DeltaTable(place)
-            tables[name], versions[name] = table.to_pyarrow_table(), table.version()
+            # A thread of the reader that still runs when a process ends soon after would abort it.
+            tables[name] = table.to_pyarrow_dataset().to_table(use_threads=False)
+            versions[name] = table.version()
             table_ids[name] = str(table.metadata().id)
         except TableNotFoundError:
             raise InputError(f"table {name}: not found at {place}; run jobs/prepare.py first") from None
@@ -189,16 +192,32 @@ def examples(
     return Examples(prefixes, place_of_row, targets, labels, n_cut, moment_of_row, sources)
 
 
-def sequences(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits: Sequence[str]) -> Sequences:
-    """The interactions of the splits by place of user and item."""
+def grades(prepared: Prepared, *, splits: Sequence[str]) -> Grades:
+    """What the values of the splits' interactions say of how much each was liked."""
+    table = prepared.tables["interactions"]
+    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
+    return Grades.of(*(table[key].to_numpy(zero_copy_only=False) for key in (c.VALUE, c.IS_LIKED)))
+
+
+def sequences(
+    prepared: Prepared,
+    items: Catalog,
+    user_ids: Sequence[str],
+    *,
+    splits: Sequence[str],
+    grades: Grades | None = None,
+) -> Sequences:
+    """The interactions of the splits by place of user and item; labels by `grades`, if given."""
     table = prepared.tables["interactions"]
     table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
     users = pc.index_in(table[c.USER_ID], value_set=pa.array(user_ids, pa.string())).to_numpy(zero_copy_only=False)
+    liked = table[c.IS_LIKED].to_numpy(zero_copy_only=False)
     return Sequences.of(
         users.astype(np.int64),
         items.places(table[c.ITEM_ID].combine_chunks()),
-        table[c.IS_LIKED].to_numpy(zero_copy_only=False),
+        liked,
         table[c.MOMENT].to_numpy(),
+        None if grades is None else grades.labels(table[c.VALUE].to_numpy(zero_copy_only=False), liked),
         n_users=len(user_ids),
         n_items=len(items.item_ids),
     )

@@ -18,12 +18,14 @@ import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.lm import dataset, factor_training, text_factors
+from flmrec_spark.lm import dataset, factor_training, neighbours, text_factors
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, FactorsOfSplits, ItemFactors, Places
 from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Prepared
 from flmrec_spark.lm.factor_validation import Question
+from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.loading import Data
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.neighbours import Spectrum
 from flmrec_spark.lm.sequences import Sequences
 from flmrec_spark.lm.text_factors import Learned
 from flmrec_spark.lm.training import BiasTerms
@@ -37,13 +39,15 @@ class Known:
 
     sequences: Sequences
     items: Places  # (n,) places in the catalogue, ascending
+    grades: Grades | None
 
     @classmethod
-    def of(cls, prepared: Prepared, data: Data, splits: list[str]) -> Known:
-        every = dataset.sequences(prepared, data.catalog, data.user_ids, splits=splits)
+    def of(cls, prepared: Prepared, data: Data, splits: list[str], *, is_graded: bool) -> Known:
+        grades = dataset.grades(prepared, splits=splits) if is_graded else None
+        every = dataset.sequences(prepared, data.catalog, data.user_ids, splits=splits, grades=grades)
         items = np.unique(every.items)
-        parts = (every.users, np.searchsorted(items, every.items), every.liked, every.moments)
-        return cls(Sequences.of(*parts, n_users=every.n_users, n_items=len(items)), items)
+        parts = (every.users, np.searchsorted(items, every.items), every.liked, every.moments, every.labels)
+        return cls(Sequences.of(*parts, n_users=every.n_users, n_items=len(items)), items, grades)
 
     def places(self, items: Places) -> Places:
         """Places among the known items of places in the catalogue, -1 for others."""
@@ -52,7 +56,7 @@ class Known:
 
     def collaborative(self, factors: dict[str, Factors], catalog: Catalog, n_history: int) -> Collaborative:
         ids = pa.array([catalog.item_ids[place] for place in self.items], pa.string())
-        return Collaborative(ids, dict(sorted(factors.items())), n_history)
+        return Collaborative(ids, dict(sorted(factors.items())), n_history, grades=self.grades)
 
 
 def fitted(
@@ -62,12 +66,13 @@ def fitted(
     settings = config.model.collaborative
     if not settings.dimension:
         return None
-    early = Known.of(prepared, data, [c.TRAIN])
-    late = Known.of(prepared, data, [c.TRAIN, c.VALID])
+    is_graded = config.finetune.factors.graded_labels
+    early, late = (Known.of(prepared, data, splits, is_graded=is_graded) for splits in ([c.TRAIN], [c.TRAIN, c.VALID]))
     questions = _questions(data, early, settings.history_length)
     first: dict[str, Factors] = {}
     second: dict[str, Factors] = {}
     told: dict[str, object] = {}
+    seed = config.finetune.seed
     for objective in (LISTING, RATING):
         if objective == RATING and len(np.unique(early.sequences.liked)) < 2:
             log.info("factors: every row of the train split has one label: no rating factors")
@@ -81,7 +86,7 @@ def fitted(
                 is_drawable=data.catalog.is_known[known.items],
                 model=settings,
                 training=config.finetune.factors,
-                seed=config.finetune.seed,
+                seed=seed,
                 device=device,
                 **more,
             )
@@ -89,12 +94,42 @@ def fitted(
         first[objective], found = fit(early, questions)
         begun = first[objective], early.places(late.items)
         second[objective], _ = fit(late, [], start=begun, epochs=int(found.get("epoch", 1)))
+        if objective == RATING and settings.neighbours:
+            pair = (first[RATING], early), (second[RATING], late)
+            first[RATING], second[RATING], more = _with_neighbours(*pair, settings.neighbours, questions, seed)
+            found |= more
         told[objective] = found
     n_history = settings.history_length
     train, whole = (
         known.collaborative(factors, data.catalog, n_history) for known, factors in ((early, first), (late, second))
     )
     return FactorsOfSplits(train, whole), told
+
+
+def _with_neighbours(
+    first: tuple[Factors, Known],
+    second: tuple[Factors, Known],
+    dimension: int,
+    questions: list[Question],
+    seed: int,
+) -> tuple[Factors, Factors, dict[str, float]]:
+    """Both editions with what the neighbours say, if that helps on the valid split, and what to tell of it."""
+    (factors, early), (later, late) = first, second
+    spectrum = Spectrum.of(early.sequences, dimension, seed=seed)
+    if spectrum is None:
+        return factors, later, {}
+    bias = np.append(early.sequences.item_log_odds(), np.float32(0)) + factors.offset
+    choice = neighbours.choose(spectrum, factors, bias, early.sequences.user_log_odds(), questions)
+    if choice is None:
+        log.info("factors: neighbours: no better on the valid split: left out")
+        return factors, later, {}
+    log.info("factors: neighbours: log-loss %.4f, without %.4f", choice.log_loss, choice.log_loss_without)
+    whole = Spectrum.of(late.sequences, dimension, seed=seed)
+    assert whole is not None
+    near, newer = (one.neighbours(choice.penalty, choice.weight) for one in (spectrum, whole))
+    newer = neighbours.turned(newer, near, early.places(late.items))
+    told = {"neighbours_log_loss": choice.log_loss, "log_loss_without": choice.log_loss_without}
+    return replace(factors, near=near), replace(later, near=newer), told
 
 
 @dataclass(frozen=True)
@@ -152,9 +187,10 @@ def _with_texts(
         return found, None
     factors = dict(found.factors)
     if RATING in factors:
-        rows, (start, end) = catalog.places(found.item_ids), items.spans[RATING]
+        rows, start = catalog.places(found.item_ids), items.spans[RATING][0]
         target = factors[RATING].target.copy()
-        target[:-1] = text_factors.leaning(target[:-1], learned.vectors[rows, start:end], counts[rows])
+        says = learned.vectors[rows, start : start + target.shape[1]]  # neighbours are shrunk by their penalty
+        target[:-1] = text_factors.leaning(target[:-1], says, counts[rows])
         factors[RATING] = replace(factors[RATING], target=target)
     return replace(found, factors=factors, texts=learned.texts), learned
 
@@ -163,12 +199,12 @@ def tastes(
     found: Collaborative, prepared: Prepared, catalog: Catalog, user_ids: list[str], rows: Examples, splits: list[str]
 ) -> Floats:
     """Tastes (R, F) of the examples' users at their moments, from the rows of the splits."""
-    sequences = dataset.sequences(prepared, catalog, user_ids, splits=splits)
+    sequences = dataset.sequences(prepared, catalog, user_ids, splits=splits, grades=found.grades)
     places = found.places(catalog.ids())
     result = np.zeros((len(rows), found.width), dtype=np.float32)
     for row, (user, moment) in enumerate(zip(rows.users.tolist(), rows.moments.tolist(), strict=True)):
-        items, liked = sequences.before(user, moment, len(sequences.items))
-        result[row] = found.taste(places[items], liked)
+        items, labels = sequences.before(user, moment, len(sequences.items))
+        result[row] = found.taste(places[items], labels)
     return result
 
 
@@ -176,11 +212,11 @@ def _questions(data: Data, known: Known, n_history: int) -> list[Question]:
     """The valid examples, as what is known of the users before their moments."""
     n_items, found = len(data.catalog.item_ids), []
     for row, (user, moment) in enumerate(zip(data.valid.users.tolist(), data.valid.moments.tolist(), strict=True)):
-        items, liked = known.sequences.before(user, moment, n_history)
+        items, own_labels = known.sequences.before(user, moment, n_history)
         own = np.searchsorted(data.seen, [user * n_items, (user + 1) * n_items])
         seen = known.places(data.seen[own[0] : own[1]] - user * n_items)
         targets = known.places(np.maximum(data.valid.targets[row], 0))
         asked = (data.valid.targets[row] >= 0) & (targets >= 0)
         labels = data.valid.labels[row][asked] > 0.5
-        found.append(Question(user, items, liked, targets[asked], labels, seen[seen >= 0]))
+        found.append(Question(user, items, own_labels, targets[asked], labels, seen[seen >= 0]))
     return found

@@ -2,8 +2,8 @@
 
 A row is one user at a moment: their history strictly before it, and the next `targets_per_row` interactions. So a
 user's own targets are never in the taste that is asked about them, as in use. `rating` factors lower the binary
-cross-entropy of liked or not, beside bias terms that are thrown away (the language model has its own); `listing`
-factors that of each liked target among all items (or among a draw of _DRAWN, when there are more).
+cross-entropy of liked or not, or of how much (`grades`), beside bias terms that are thrown away (the language model has
+its own); `listing` factors that of each liked target among all items (or among a draw of _DRAWN, when there are more).
 
 Weight decay and dropout are what keeps a few rows per item from being learned by heart; the epoch with the best UAUC,
 or NDCG@10, on the valid split wins. Where that asks about no item of the training (cold items), the last one does.
@@ -137,7 +137,8 @@ class _Module(nn.Module):
     def loss(self, batch: Batch, random: np.random.Generator) -> Tensor:
         batch = Batch(*[part.to(self.mix.device) for part in vars(batch).values()])
         settings = self.training_config
-        taste = nn.functional.dropout(self._tastes(batch), settings.dropout, training=self.training)
+        share = settings.rating_dropout if self.objective == RATING else settings.dropout
+        taste = nn.functional.dropout(self._tastes(batch), share, training=self.training)
         asked = batch.targets.clamp(min=0)
         is_asked = batch.targets >= 0
         if self.objective == RATING:

@@ -21,7 +21,7 @@ class Question:
 
     user: int
     items: Places  # history, newest first
-    is_liked: Bools
+    history_labels: Floats  # in 0 .. 1, liked above 1/2
     targets: Places
     labels: Bools
     seen: Places
@@ -39,7 +39,7 @@ def measured(
     scores, users, labels = [], [], []
     hits, n_relevant = np.zeros((len(questions), _K), dtype=bool), np.zeros(len(questions))
     for row, one in enumerate(questions):
-        taste = factors.taste(one.items, one.is_liked)
+        taste = factors.taste(one.items, one.history_labels)
         if objective == RATING:
             scores.append(factors.scores(taste, one.targets))
             users.append(np.full(len(one.targets), one.user))

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from flmrec_spark.lm import text_factors
 from flmrec_spark.lm.blending import Calibration, ListBlend, Scores, sigmoid
 from flmrec_spark.lm.checkpoint import Checkpoint
-from flmrec_spark.lm.collaborative import LISTING, RATING, Bools, Collaborative, Floats, ItemFactors, Places
+from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Floats, ItemFactors, Places
 from flmrec_spark.lm.scorer import Index, Scorer
 from flmrec_spark.lm.segments import TokenBlock
 
@@ -82,14 +81,17 @@ class Judge:
     ) -> None:
         self.scorer, self.rules, self.items, self.place_in_factors = scorer, rules, items, place_in_factors
 
-    def taste(self, history: Places, is_liked: Any) -> Taste:
-        """Of a history of places in the catalogue, newest first; -1 for an item that has left it."""
+    def taste(self, history: Places, is_liked: Any, values: Any) -> Taste:
+        """Of a history of places in the catalogue, newest first; -1 for an item that has left it.
+
+        `values` (H,) are what each interaction was worth, None where that is not known.
+        """
         if self.rules.factors is None or self.place_in_factors is None:
             return Taste()
         known = history >= 0
         places: Places = self.place_in_factors[history[known]]
-        liked: Bools = np.asarray(is_liked, dtype=bool)[known]
-        return Taste(self.rules.factors.taste(places, liked))
+        labels = self.rules.factors.labels(values, is_liked)[known]
+        return Taste(self.rules.factors.taste(places, labels))
 
     def says(self, asked: Asked) -> Said:
         """Of one user alone."""

@@ -28,7 +28,7 @@ class Batch:
     starts: Tensor  # (B,) first entry of each row
     users: Tensor  # (B,)
     targets: Tensor  # (B, T)
-    labels: Tensor  # (B, T) float32
+    labels: Tensor  # (B, T) float32 in 0 .. 1, liked above 1/2
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,44 @@ class Sequences:
     items: Places  # (R,)
     liked: Bools  # (R,)
     moments: Index  # (R,) ascending within a user; rows of one moment are in no other's history
+    labels: Floats  # (R,) in 0 .. 1, liked above 1/2
     n_users: int
     n_items: int
 
     @classmethod
-    def of(cls, users: Index, items: Index, liked: Any, moments: Any, *, n_users: int, n_items: int) -> Sequences:
+    def of(
+        cls,
+        users: Index,
+        items: Index,
+        liked: Any,
+        moments: Any,
+        labels: Any = None,
+        *,
+        n_users: int,
+        n_items: int,
+    ) -> Sequences:
         """From rows in any order; of equal moments the larger place comes first, so that the newest first is by place.
 
-        Rows of an item that is not known (-1) are left out.
+        Rows of an item that is not known (-1) are left out. Labels are 1 and 0 by default.
         """
         known = items >= 0
-        users, items, liked, moments = (np.asarray(part)[known] for part in (users, items, liked, moments))
+        parts = (users, items, liked, moments, liked if labels is None else labels)
+        users, items, liked, moments, labels = (np.asarray(part)[known] for part in parts)
         order = np.lexsort((-items, moments, users))
-        parts = (users[order], items[order].astype(np.intp), liked[order].astype(bool), moments[order])
-        return cls(*parts, n_users=n_users, n_items=n_items)
+        liked, labels = liked[order].astype(bool), labels[order].astype(np.float32)
+        return cls(users[order], items[order].astype(np.intp), liked, moments[order], labels, n_users, n_items)
 
     @cached_property
     def starts(self) -> Index:
         """(U + 1,): the rows of user u are starts[u] .. starts[u + 1] - 1."""
         return np.searchsorted(self.users, np.arange(self.n_users + 1))
 
-    def before(self, user: int, moment: float, n: int) -> tuple[Places, Bools]:
-        """The n newest interactions of a user before a moment, newest first."""
+    def before(self, user: int, moment: float, n: int) -> tuple[Places, Floats]:
+        """The n newest interactions of a user before a moment, newest first, and their labels."""
         start, stop = self.starts[user], self.starts[user + 1]
         stop = start + np.searchsorted(self.moments[start:stop], moment)
         own = slice(max(start, stop - n), stop)
-        return self.items[own][::-1], self.liked[own][::-1]
+        return self.items[own][::-1], self.labels[own][::-1]
 
     def rows(self, n_targets: int) -> Index:
         """(B, 4): first history row, end of the history, first target, end of the targets, of every part of a user."""
@@ -86,7 +98,7 @@ class Sequences:
         labels = np.zeros(targets.shape, dtype=np.float32)
         own = np.arange(targets.shape[1]) < n_targets[:, None]
         asked = np.repeat(rows[:, 2], n_targets) + _counted(n_targets)
-        targets[own], labels[own] = self.items[asked], self.liked[asked]
+        targets[own], labels[own] = self.items[asked], self.labels[asked]
         return Batch(
             torch.from_numpy(rows_of(self.items[places], self.liked[places], self.n_items)),
             torch.from_numpy(age.astype(np.float32)),

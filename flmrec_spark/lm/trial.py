@@ -26,6 +26,7 @@ class Asked:
     segment: list[int]
     history: Any  # int (H,), -1 for an item that has left the catalogue
     is_liked: Sequence[bool]  # (H,)
+    values: Sequence[float | None]  # (H,) what each interaction was worth
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,6 @@ class _Sample:
         """float64 (U, N)."""
         scorer = Scorer(self.model, self.tokens, item_bias=self.bias, **{**self.means, "precision": name})
         own = Judge(scorer, self.rules, self.items, self.places)
-        users = [(one, own.taste(one.history, one.is_liked)) for one in self.users]
+        users = [(one, own.taste(one.history, one.is_liked, one.values)) for one in self.users]
         asked = [judge.Asked(one.segment, one.user_id, taste) for one, taste in users]
         return np.stack([said.score for said in own.says_each(asked)])

@@ -78,6 +78,32 @@ def test_more_targets_than_the_width_become_rows_with_the_same_prefix(prepared):
     assert chosen.targets.tolist() == [parts.targets[1].tolist(), parts.targets[0].tolist()]
 
 
+def test_graded_labels_of_sequences_on_demand(tmp_path: Path):
+    rows = prepared_rows()
+    for row in rows["interactions"]:
+        row[c.VALUE] -= row[c.ITEM_ID] == "i03"  # one item that is liked, or disliked, less than the others
+    prepared = dataset.read_tables(str(write_prepared(tmp_path / "tables", rows)))
+    items = dataset.catalog(prepared.tables["items"], segmenter())
+    trained = {(row[c.USER_ID], row[c.ITEM_ID]): row for row in rows["interactions"] if row[c.SPLIT] == c.TRAIN}
+    liked, disliked = ([row[c.VALUE] for row in trained.values() if row[c.IS_LIKED] == side] for side in (True, False))
+    assert (set(liked), set(disliked)) == ({4.0, 5.0}, {1.0, 2.0})
+    expected = {
+        5.0: 1.0,
+        4.0: 1 - liked.count(5.0) / len(liked) / 2,
+        2.0: disliked.count(1.0) / len(disliked) / 2,
+        1.0: 0.0,
+    }
+    for is_graded in (True, False):
+        grades = dataset.grades(prepared, splits=[c.TRAIN]) if is_graded else None
+        found = dataset.sequences(prepared, items, USER_IDS, splits=[c.TRAIN], grades=grades)
+        own = [
+            trained[USER_IDS[user], items.item_ids[item]] for user, item in zip(found.users, found.items, strict=True)
+        ]
+        said = [expected[row[c.VALUE]] if is_graded else float(row[c.IS_LIKED]) for row in own]
+        assert found.labels.tolist() == pytest.approx(said)
+        assert found.liked.tolist() == [row[c.IS_LIKED] for row in own]
+
+
 def test_refused_targets_and_prompts_are_left_out(prepared):
     own = segmenter()
     items = dataset.catalog(prepared.tables["items"], own)

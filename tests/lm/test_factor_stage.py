@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.lm import checkpoint, factor_stage
+from flmrec_spark.lm import checkpoint, factor_stage, neighbours
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING
 from flmrec_spark.lm.dataset import read_tables
@@ -24,10 +25,10 @@ from tests.prepared import prepared_rows, tiny_config, write_prepared
 LEARNED = {"epochs": 4, "rows_per_step": 8, "learning_rate": 0.02, "weight_decay": 0.01}
 
 
-def with_factors(world: Path, *, tokens: bool = True, **finetuning: Any) -> Config:
+def with_factors(world: Path, *, tokens: bool = True, neighbours: int = 128, **finetuning: Any) -> Config:
     return tiny_config(
         world,
-        model={"collaborative": {"dimension": 4, "history_length": 5, "tokens": tokens}},
+        model={"collaborative": {"dimension": 4, "history_length": 5, "tokens": tokens, "neighbours": neighbours}},
         finetune={"factors": LEARNED, "ranking_weight": 0.2, **finetuning},
     )
 
@@ -52,6 +53,47 @@ def test_a_checkpoint_holds_both_editions_both_heads_and_how_they_are_blended(wo
     assert model.listing is not None and model.user_token is not None and model.user_token.in_features == 8
     assert not torch.equal(model.listing.item_weight, model.rating.item_weight)
     assert not np.array_equal(whole.factors[RATING].target[:3], train.factors[RATING].target[:3])
+
+
+def test_graded_labels_teach_the_factors_of_ratings_and_leave_those_of_lists(world: Path) -> None:
+    rows = prepared_rows()
+    for row in rows["interactions"]:
+        row[c.VALUE] -= row[c.ITEM_ID] in ("i03", "i04")
+    write_prepared(world / "tables", rows)
+    prepared = read_tables(str(world / "tables"))
+    found = {}
+    for is_graded in (True, False):
+        config = with_factors(world, factors=LEARNED | {"graded_labels": is_graded})
+        fitted = factor_stage.fitted(config, prepared, load_data(config, prepared), torch.device("cpu"))
+        assert fitted is not None
+        found[is_graded] = fitted[0].whole.factors
+    np.testing.assert_array_equal(*(found[each][LISTING].target for each in (True, False)))
+    assert not np.allclose(*(found[each][RATING].target for each in (True, False)))
+
+
+def test_neighbours_that_help_are_part_of_both_editions_in_the_same_directions(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_FEWEST", 10)
+    found = {}
+    for dimension in (3, 0):
+        own = with_factors(world, neighbours=dimension)
+        prepared = read_tables(own.tables.root)
+        fitted = factor_stage.fitted(own, prepared, load_data(own, prepared), torch.device("cpu"))
+        assert fitted is not None
+        found[dimension] = fitted
+    (editions, told), (without, told_without) = found[3], found[0]
+    assert set(told[RATING]) == {"uauc", "epoch", "neighbours_log_loss", "log_loss_without"}  # type: ignore[call-overload]
+    assert set(told_without[RATING]) == {"uauc", "epoch"}  # type: ignore[call-overload]
+    near, newer = (each.factors[RATING].near for each in (editions.train, editions.whole))
+    assert near is not None and newer is not None
+    assert (editions.train.width, without.train.width) == (11, 8)
+    assert editions.train.factors[LISTING].near is None and without.whole.factors[RATING].near is None
+    assert editions.train.grades is not None and editions.whole.grades is not None
+    both = editions.whole.places(editions.train.item_ids)
+    assert (np.sum(near.history * newer.history[both], axis=1) > 0).mean() > 0.8
+    for each, other in ((editions.train, without.train), (editions.whole, without.whole)):
+        np.testing.assert_array_equal(each.factors[RATING].target, other.factors[RATING].target)
 
 
 def test_the_first_edition_knows_train_alone_and_the_second_what_came_after(world: Path) -> None:

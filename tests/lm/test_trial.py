@@ -20,7 +20,7 @@ from tests.scored import ITEM_TOKENS, USER_TOKENS, write_checkpoint
 from tests.tiny import tiny_tokenizer
 
 N_ITEMS = 300
-USERS = [trial.Asked(f"{at}", [2, 5 + at, 9, 7 + at, 3], np.zeros(0, dtype=np.intp), []) for at in range(12)]
+USERS = [trial.Asked(f"{at}", [2, 5 + at, 9, 7 + at, 3], np.zeros(0, dtype=np.intp), [], []) for at in range(12)]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.blending import Calibration, ListBlend
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import Collaborative, Factors, FactorsOfSplits
+from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.model import Segment, SegmentedModel
+from flmrec_spark.lm.neighbours import Neighbours
 from flmrec_spark.lm.segments import FACTORS, Interaction, Segmenter
 from flmrec_spark.prompts import load_template
 from flmrec_spark.stages.scores import scores
@@ -28,13 +31,15 @@ from tests.tiny import tiny_bert, tiny_tokenizer
 from tests.world import ITEMS
 
 KNOWN = ITEMS[:10]  # the others are new to the factors
-DIMENSION, TASTE_LENGTH = 3, 4
+DIMENSION, NEAR, TASTE_LENGTH = 3, 2, 4
 USERS: dict[str, tuple[Any, ...]] = {
     "ann": ("30", HISTORY, ["i01", "i00"], None),
     "bob": ("30", LONG_HISTORY, [], ["i12", "i01", "i05", "i11"]),
     "new": (None, [], [], None),
 }
 BIASES = Biases({"ann": 0.5}, {item: 0.05 * place for place, item in enumerate(ITEMS)})
+GRADES = Grades.of([5.0, 8.0, 1.0, 0.5], [True, True, False, False])
+LABELS = {(True, 5.0): 0.75, (False, 1.0): 0.25}
 RATING, LISTING = Calibration(0.7, -0.2, 0.9), ListBlend(0.4, 0.8, 1.1, -0.3, 0.6)
 
 
@@ -49,9 +54,17 @@ def factors(seed: int, n_items: int) -> Factors:
     return Factors(drawn(2 * n_items, DIMENSION), target, offset, np.array([0.7, 0.4], dtype=np.float32), 3.0)
 
 
+def neighbours(seed: int, n_items: int) -> Neighbours:
+    random = np.random.default_rng(seed)
+    history, target = random.normal(size=(n_items, NEAR)), random.normal(size=(n_items + 1, NEAR))
+    target[-1] = 0
+    return Neighbours(*(part.astype(np.float32) for part in (history, target, random.uniform(0.3, 0.7, size=n_items))))
+
+
 def collaborative(seed: int) -> Collaborative:
-    both = {"listing": factors(seed, len(KNOWN)), "rating": factors(seed + 1, len(KNOWN))}
-    return Collaborative(pa.array(sorted(KNOWN)), both, TASTE_LENGTH)
+    rating = replace(factors(seed + 1, len(KNOWN)), near=neighbours(seed + 2, len(KNOWN)))
+    both = {"listing": factors(seed, len(KNOWN)), "rating": rating}
+    return Collaborative(pa.array(sorted(KNOWN)), both, TASTE_LENGTH, grades=GRADES)
 
 
 @pytest.fixture(scope="module", params=["last layer", "early", "two towers", "full"])
@@ -67,7 +80,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         item_position=USER_TOKENS,
         item_tokens=ITEM_TOKENS,
         has_listing=True,
-        n_factors=2 * DIMENSION,
+        n_factors=2 * DIMENSION + NEAR,
         **form,
     ).eval()
     generator = torch.Generator().manual_seed(5)
@@ -108,12 +121,23 @@ def sigmoid(value: float) -> float:
 
 def taste_by_hand(one: Factors, history: Sequence[tuple[str, bool, float]]) -> Any:
     ids = sorted(KNOWN)
-    kept = [(ids.index(item), liked) for item, liked, _ in history if item in KNOWN][:TASTE_LENGTH]
+    kept = [(ids.index(item), liked, value) for item, liked, value in history if item in KNOWN][:TASTE_LENGTH]
     taste = np.zeros(DIMENSION)
-    for age, (place, liked) in enumerate(kept):
+    for age, (place, liked, _) in enumerate(kept):
         weight = one.mix[0] / math.sqrt(len(kept)) + one.mix[1] * math.exp(-age / 3.0) / math.sqrt(3.0)
         taste += weight * one.history[place if liked else len(ids) + place]
-    return taste
+    if one.near is None:
+        return taste
+    over = [LABELS[liked, value] - float(one.near.expected[place]) for place, liked, value in kept]
+    mean = sum(over) / (len(over) + 4)
+    near = sum(
+        ((x - mean) * one.near.history[place] for x, (place, *_) in zip(over, kept, strict=True)), np.zeros(NEAR)
+    )
+    return np.concatenate([taste, near])
+
+
+def vector_by_hand(one: Factors, place: int) -> Any:
+    return one.target[place] if one.near is None else np.concatenate([one.target[place], one.near.target[place]])
 
 
 @torch.inference_mode()
@@ -134,7 +158,7 @@ def by_hand(found: Checkpoint, user_id: str, whole: Collaborative) -> dict[str, 
         if tokens is None:
             continue
         place = ids.index(item) if item in KNOWN else -1
-        own = np.concatenate([one.target[place] for one in whole.factors.values()])
+        own = np.concatenate([vector_by_hand(one, place) for one in whole.factors.values()])
         asked = Segment(*_padded(tokens), torch.from_numpy(own[None]))
         if model.join == "full":
             hidden, pooled = model.pair(user, asked)
@@ -143,7 +167,9 @@ def by_hand(found: Checkpoint, user_id: str, whole: Collaborative) -> dict[str, 
             items = model.encode_items(asked.ids, asked.lengths, asked.factors)
             hidden, pooled = model.joined(states, items, torch.tensor([[0]]))[0], states.pooled
         assert model.listing is not None
-        terms = {k: float(one.target[place] @ tastes[k] + one.offset[place]) for k, one in whole.factors.items()}
+        terms = {
+            k: float(vector_by_hand(one, place) @ tastes[k] + one.offset[place]) for k, one in whole.factors.items()
+        }
         text = float(model.rating(hidden, pooled)) + BIASES.user.get(user_id, 0.0) + BIASES.item.get(item, 0.0)
         rating = 0.7 * text + 0.9 * terms["rating"] - 0.2
         listing = 0.4 * rating + 0.8 * float(model.listing(hidden, pooled)) + 1.1 * terms["listing"] - 0.3
