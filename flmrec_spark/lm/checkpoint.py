@@ -32,7 +32,7 @@ from transformers import AutoTokenizer
 
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import biases as bias_files
-from flmrec_spark.lm import collaborative, folders, manifest
+from flmrec_spark.lm import factor_files, folders, manifest
 from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.blending import Calibration, ListBlend
 from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
@@ -123,7 +123,7 @@ class Checkpoint:
 
     def collaborative(self, *, of_train: bool = False) -> Collaborative | None:
         """Learned factors, or None; `of_train`: those that have not seen the valid split."""
-        return collaborative.load(self.folder / (TRAIN_FACTORS if of_train else FACTORS))
+        return factor_files.load(self.folder / (TRAIN_FACTORS if of_train else FACTORS))
 
     def biases(self) -> Biases:
         return bias_files.load(self.folder)
@@ -154,7 +154,7 @@ def save(
     if factors is not None:
         for name, one in ((FACTORS, factors.whole), (TRAIN_FACTORS, factors.train)):
             (draft / name).mkdir()
-            collaborative.save(draft / name, one)
+            factor_files.save(draft / name, one)
     biases.save(draft)
     (draft / "template.yaml").write_text(segmenter.template.to_yaml(), encoding="utf-8")
     settings = Settings(

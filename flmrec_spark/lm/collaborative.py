@@ -18,18 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from flmrec_spark.errors import CheckpointError
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.neighbours import Neighbours
 
@@ -38,13 +33,7 @@ Places = npt.NDArray[np.intp]
 Bools = npt.NDArray[np.bool_]
 
 RATING, LISTING = "rating", "listing"
-_ARRAYS = ("history", "target", "offset", "mix")
-_NEAR = ("history", "target", "expected")
-_GRADES = ("grades.liked", "grades.disliked")
-_TEXTS = ("texts.weight", "texts.bias")
 _BLOCK = 4096  # new items whose features are in memory at once
-_FILE, _IDS = "factors.safetensors", "factors.parquet"
-_SCHEMA = pa.schema([("item_id", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -194,66 +183,3 @@ class ItemFactors:
         start, end = self.spans[kind]
         place = list(self.spans).index(kind)
         return np.asarray(self.vectors[items, start:end] @ taste[start:end] + self.offsets[items, place])
-
-
-def save(folder: Path, found: Collaborative) -> None:
-    """Writes two files, which `load` reads."""
-    tensors = {
-        f"{name}.{part}": np.ascontiguousarray(getattr(one, part))
-        for name, one in found.factors.items()
-        for part in _ARRAYS
-    }
-    told: dict[str, Any] = {
-        f"{name}.recency": np.array(one.recency, dtype=np.float64) for name, one in found.factors.items()
-    }
-    for name, one in found.factors.items():
-        if one.near is not None:
-            told |= {f"{name}.near_{part}": np.ascontiguousarray(getattr(one.near, part)) for part in _NEAR}
-    if found.grades is not None:
-        told |= dict(zip(_GRADES, (found.grades.liked, found.grades.disliked), strict=True))
-    if found.texts is not None:
-        told |= dict(zip(_TEXTS, (found.texts.weight, found.texts.bias), strict=True))
-    save_file(tensors | told | {"history_length": np.array(found.history_length)}, folder / _FILE)
-    pq.write_table(pa.table([found.item_ids], schema=_SCHEMA), folder / _IDS)
-
-
-def load(folder: Path) -> Collaborative | None:
-    """The factors of a checkpoint folder; None where it has none.
-
-    Raises:
-      CheckpointError: a file is damaged, or the two do not fit.
-    """
-    if not (folder / _FILE).is_file():
-        return None
-    try:
-        tensors = load_file(folder / _FILE)
-        ids = pq.read_table(folder / _IDS, schema=_SCHEMA)["item_id"].combine_chunks()
-        names = sorted({key.partition(".")[0] for key in tensors if "." in key and key not in (*_TEXTS, *_GRADES)})
-        factors = {name: _factors(tensors, name) for name in names}
-        texts = TextMap(*(tensors[name] for name in _TEXTS)) if _TEXTS[0] in tensors else None
-        grades = Grades(*(tensors[name] for name in _GRADES)) if _GRADES[0] in tensors else None
-        found = Collaborative(ids, factors, int(tensors["history_length"]), texts, grades)
-    except (OSError, KeyError, SafetensorError, pa.ArrowException) as fault:
-        raise CheckpointError(f"{folder / _FILE}: not readable: {' '.join(str(fault).split())[:300]}") from fault
-    for name, one in factors.items():
-        if one.n_items != len(ids) or len(one.history) != 2 * len(ids) or len(one.offset) != len(ids) + 1:
-            raise CheckpointError(f"{folder / _FILE}: {name}: got factors of {one.n_items} items, expected {len(ids)}")
-        if one.near is not None and not (
-            len(one.near.history) == len(one.near.expected) == len(one.near.target) - 1 == len(ids)
-            and one.near.history.shape[1] == one.near.target.shape[1]
-        ):
-            raise CheckpointError(
-                f"{folder / _FILE}: {name}: got neighbours of {len(one.near.expected)} items, expected {len(ids)}"
-            )
-    width = found.width + len(factors)
-    if texts is not None and (texts.weight.shape[1:], texts.bias.shape) != ((width,), (width,)):
-        raise CheckpointError(f"{folder / _FILE}: {_TEXTS[0]}: got shape {texts.weight.shape}, expected (D, {width})")
-    return found
-
-
-def _factors(tensors: Mapping[str, Any], name: str) -> Factors:
-    history, target, offset, mix = (tensors[f"{name}.{part}"] for part in _ARRAYS)
-    near = None
-    if f"{name}.near_target" in tensors:
-        near = Neighbours(*(tensors[f"{name}.near_{part}"] for part in _NEAR))
-    return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]), near)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flmrec_spark.config import CollaborativeConfig, FactorTrainingConfig
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import collaborative, factor_training
+from flmrec_spark.lm import factor_files, factor_training
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors
 from flmrec_spark.lm.factor_validation import Question, measured
 from flmrec_spark.lm.sequences import Sequences
@@ -62,8 +62,8 @@ def test_kinds_stand_behind_each_other_and_give_the_terms_of_each_alone():
 
 
 def test_what_is_saved_is_read_back_and_damage_is_named(tmp_path: Path):
-    collaborative.save(tmp_path, both())
-    found = collaborative.load(tmp_path)
+    factor_files.save(tmp_path, both())
+    found = factor_files.load(tmp_path)
     assert found is not None and found.item_ids.to_pylist() == ["a", "b", "c"]
     assert (found.history_length, list(found.factors)) == (2, [LISTING, RATING])
     for name, one in both().factors.items():
@@ -71,13 +71,13 @@ def test_what_is_saved_is_read_back_and_damage_is_named(tmp_path: Path):
             np.testing.assert_array_equal(getattr(found.factors[name], part), getattr(one, part))
         assert found.factors[name].recency == one.recency
     short = Collaborative(pa.array(["a", "b"]), both().factors, 2)
-    collaborative.save(tmp_path, short)
+    factor_files.save(tmp_path, short)
     with pytest.raises(CheckpointError, match=r"factors.safetensors: listing: got factors of 3 items, expected 2"):
-        collaborative.load(tmp_path)
+        factor_files.load(tmp_path)
     (tmp_path / "factors.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"factors.safetensors: not readable"):
-        collaborative.load(tmp_path)
-    assert collaborative.load(tmp_path / "elsewhere") is None
+        factor_files.load(tmp_path)
+    assert factor_files.load(tmp_path / "elsewhere") is None
 
 
 rows = st.lists(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import collaborative, neighbours
+from flmrec_spark.lm import factor_files, neighbours
 from flmrec_spark.lm.collaborative import RATING, Collaborative, Factors
 from flmrec_spark.lm.factor_validation import Question
 from flmrec_spark.lm.grades import Grades
@@ -175,8 +175,8 @@ def test_they_are_further_numbers_of_the_rating_vectors() -> None:
 
 def test_they_are_saved_with_the_grades_and_damage_is_named(tmp_path: Path) -> None:
     own = with_neighbours()
-    collaborative.save(tmp_path, own)
-    found = collaborative.load(tmp_path)
+    factor_files.save(tmp_path, own)
+    found = factor_files.load(tmp_path)
     assert found is not None and found.grades is not None and own.grades is not None
     near = found.factors[RATING].near
     assert near is not None and list(found.factors) == [RATING]
@@ -184,6 +184,6 @@ def test_they_are_saved_with_the_grades_and_damage_is_named(tmp_path: Path) -> N
         np.testing.assert_array_equal(getattr(near, part), getattr(HAND, part))
     np.testing.assert_array_equal(found.grades.disliked, own.grades.disliked)
     short = replace(own.factors[RATING], near=replace(HAND, expected=HAND.expected[:2]))
-    collaborative.save(tmp_path, replace(own, factors={RATING: short}))
+    factor_files.save(tmp_path, replace(own, factors={RATING: short}))
     with pytest.raises(CheckpointError, match=r"factors.safetensors: rating: got neighbours of 2 items, expected 3"):
-        collaborative.load(tmp_path)
+        factor_files.load(tmp_path)

@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import checkpoint, collaborative, dataset, text_factors
+from flmrec_spark.lm import checkpoint, dataset, factor_files, text_factors
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, ItemFactors, TextMap
 from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
@@ -140,15 +140,15 @@ def test_of_a_catalogue_only_new_items_have_what_their_texts_say() -> None:
 
 
 def test_the_map_is_saved_and_a_wrong_one_is_named(tmp_path: Path) -> None:
-    collaborative.save(tmp_path, kept())
-    found = collaborative.load(tmp_path)
+    factor_files.save(tmp_path, kept())
+    found = factor_files.load(tmp_path)
     assert found is not None and found.texts is not None and list(found.factors) == [LISTING, RATING]
     np.testing.assert_array_equal(found.texts.weight, kept().texts.weight)  # type: ignore[union-attr]
     np.testing.assert_array_equal(found.texts.bias, kept().texts.bias)  # type: ignore[union-attr]
     wrong = TextMap(np.ones((2, 3), dtype=np.float32), np.ones(3, dtype=np.float32))
-    collaborative.save(tmp_path, replace(kept(), texts=wrong))
+    factor_files.save(tmp_path, replace(kept(), texts=wrong))
     with pytest.raises(CheckpointError, match=r"texts.weight: got shape \(2, 3\), expected \(D, 4\)"):
-        collaborative.load(tmp_path)
+        factor_files.load(tmp_path)
 
 
 def test_a_hidden_item_shows_its_text_and_loses_its_bias_term() -> None:
