@@ -10,7 +10,8 @@ sparse matrix x and a penalty p,
 
     B = V diag(w) V' diag(1 / (1 - sum_k V[i, k]^2 w[k])),      w = s^2 / (s^2 + p)
 
-so a user is one vector and an item another, and their product is part of the rating's factors. Vectors that learn by
+so a user is one vector and an item another, and their product is part of the rating's factors. (An item of the history
+adds to itself, which EASE forbids while it learns; lists leave such items out by default.) Vectors that learn by
 steps (`factor_training`) miss what few interactions tell of two items; this is exact, and has no order or recency. The
 penalty, and the weight beside the learned factors, are those with the least log-loss on the valid split.
 
