@@ -73,9 +73,9 @@ def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration
     if len(np.unique(liked)) < 2:
         return Calibration()
     columns = [text] if factors is None else [text, factors]
-    weights, intercept = _fit(np.column_stack(columns), liked, _platt(liked))
+    weights, intercept = fit_logistic(np.column_stack(columns), liked, _platt(liked))
     if len(weights) == 2 and weights[1] < 0:
-        slope, intercept = _fit(np.asarray(text)[:, None], liked, _platt(liked))
+        slope, intercept = fit_logistic(np.asarray(text)[:, None], liked, _platt(liked))
         weights = [slope[0], 0.0]
     if weights[0] <= 0:
         return Calibration()
@@ -107,7 +107,7 @@ def fit_list_blend(
     left, names = list(given), [*given, *more]
     while left:
         chosen = columns[:, [names.index(name) for name in [*left, *more]]]
-        found, intercept = _fit(chosen, relevant, None, weights)
+        found, intercept = fit_logistic(chosen, relevant, None, weights)
         backwards = [name for name, weight in zip(left, found, strict=False) if weight < 0]
         if not backwards:
             told = dict.fromkeys([*parts, "new"], 0.0) | dict(zip([*left, *more], found, strict=True))
@@ -134,8 +134,8 @@ def _platt(liked: Bools) -> Scores:
     return np.asarray(np.where(liked, (liked.sum() + 1) / (liked.sum() + 2), 1 / ((~liked).sum() + 2)))
 
 
-def _fit(
-    features: Any, labels: Bools, targets: Scores | None, weights: Scores | None = None
+def fit_logistic(
+    features: Any, labels: Bools, targets: Scores | None = None, weights: Scores | None = None
 ) -> tuple[Sequence[float], float]:
     """(weights, intercept) of a logistic regression without penalty, with targets (R,) between 0 and 1 if given."""
     from sklearn.linear_model import LogisticRegression  # here: a second, and what scores fits nothing

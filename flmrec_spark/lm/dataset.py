@@ -194,8 +194,7 @@ def examples(
 
 def grades(prepared: Prepared, *, splits: Sequence[str]) -> Grades:
     """What the values of the splits' interactions say of how much each was liked."""
-    table = prepared.tables["interactions"]
-    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
+    table = _of_splits(prepared, splits)
     return Grades.of(*(table[key].to_numpy(zero_copy_only=False) for key in (c.VALUE, c.IS_LIKED)))
 
 
@@ -208,8 +207,7 @@ def sequences(
     grades: Grades | None = None,
 ) -> Sequences:
     """The interactions of the splits by place of user and item; labels by `grades`, if given."""
-    table = prepared.tables["interactions"]
-    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
+    table = _of_splits(prepared, splits)
     users = pc.index_in(table[c.USER_ID], value_set=pa.array(user_ids, pa.string())).to_numpy(zero_copy_only=False)
     liked = table[c.IS_LIKED].to_numpy(zero_copy_only=False)
     return Sequences.of(
@@ -225,8 +223,7 @@ def sequences(
 
 def seen(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits: Sequence[str]) -> Index:
     """Sorted keys user place * N + item place of every interaction of the splits, N items."""
-    table = prepared.tables["interactions"]
-    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
+    table = _of_splits(prepared, splits)
     users = pc.index_in(table[c.USER_ID], value_set=pa.array(user_ids, pa.string())).to_numpy(zero_copy_only=False)
     keys = users.astype(np.int64) * len(items.item_ids) + items.places(table[c.ITEM_ID].combine_chunks())
     return np.unique(keys)
@@ -234,12 +231,16 @@ def seen(prepared: Prepared, items: Catalog, user_ids: Sequence[str], *, splits:
 
 def counts(prepared: Prepared, column: str, ids: Sequence[str], *, splits: Sequence[str]) -> tuple[Floats, Floats]:
     """(interactions, liked interactions) in the splits by user or item: float32 (len(ids),) each."""
-    table = prepared.tables["interactions"]
-    table = table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
+    table = _of_splits(prepared, splits)
     places = pc.index_in(table[column], value_set=pa.array(ids, pa.string())).to_numpy(zero_copy_only=False)
     liked = table[c.IS_LIKED].to_numpy(zero_copy_only=False).astype(np.float32)
     rows = np.bincount(places.astype(np.int64), minlength=len(ids)).astype(np.float32)
     return rows, np.bincount(places.astype(np.int64), weights=liked, minlength=len(ids)).astype(np.float32)
+
+
+def _of_splits(prepared: Prepared, splits: Sequence[str]) -> pa.Table:
+    table = prepared.tables["interactions"]
+    return table.filter(pc.is_in(table[c.SPLIT], value_set=pa.array(splits)))
 
 
 def _interaction(entry: Mapping[str, Any], items: Catalog, place_of_item: Mapping[str, int]) -> Interaction:

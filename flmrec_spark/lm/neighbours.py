@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flmrec_spark import metrics
+from flmrec_spark.lm.blending import fit_logistic, sigmoid
 
 if TYPE_CHECKING:
     from flmrec_spark.lm.collaborative import Factors, Floats, Places
@@ -89,12 +90,11 @@ class Spectrum:
         return cls(vectors, values, level + of_item)
 
     def neighbours(self, penalty: float, weight: float) -> Neighbours:
-        """Of one penalty, in mean squares of a singular value."""
+        """Of one penalty, in mean squares of a singular value, and a weight > 0."""
         shares = self.shares(penalty)
         unscaled = self.vectors * shares / (1.0 - (self.vectors**2 @ shares))[:, None]
-        # The same product with both sides of a size, so that no regression on the vectors sees one side alone.
-        size = np.sqrt(np.abs(weight))
-        history, target = self.vectors * size, unscaled * np.copysign(size, weight)
+        size = np.sqrt(weight)  # half of it to each side, as no other vectors have one side that is far larger
+        history, target = self.vectors * size, unscaled * size
         return Neighbours(
             history.astype(np.float32),
             np.vstack([target, np.zeros((1, target.shape[1]))]).astype(np.float32),
@@ -127,8 +127,6 @@ def choose(
       offset: (N + 1,) of the items, in place of the factors' own.
       user_offset: (U,) of the users.
     """
-    from sklearn.linear_model import LogisticRegression
-
     asked = [one for one in questions if len(one.targets)]
     labels = np.concatenate([one.labels for one in asked]) if asked else np.zeros(0, dtype=bool)
     if len(labels) < _FEWEST or len(np.unique(labels)) < 2:
@@ -138,9 +136,9 @@ def choose(
     known = [own.scores(own.taste(one.items, one.history_labels), one.targets) for one in asked]
     base = np.column_stack([np.concatenate(known), user_offset[users]])
 
-    def fit(columns: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
-        fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(columns, labels)
-        return fitted.coef_[0], metrics.log_loss(labels, fitted.predict_proba(columns)[:, 1])
+    def fit(columns: npt.NDArray[np.float64]) -> tuple[Sequence[float], float]:
+        weights, intercept = fit_logistic(columns, labels)
+        return weights, metrics.log_loss(labels, sigmoid(columns @ weights + intercept))
 
     _, without = fit(base)
     found: Choice | None = None
