@@ -5,3 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME SPARK_HOME SPARK_CONF_DIR PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON PYSPARK_SUBMIT_ARGS
 export VIRTUAL_ENV="$PWD/.venv"
 export PATH="$VIRTUAL_ENV/bin:$PATH"
+# Spark's classes out of an archive that scripts/setup makes, see scripts/share_classes.py.
+if [[ ${SPARK_SUBMIT_OPTS:-} != *"$VIRTUAL_ENV/spark.jsa"* ]]; then
+    SPARK_SUBMIT_OPTS="\"-XX:SharedArchiveFile=$VIRTUAL_ENV/spark.jsa\" -Xlog:cds=off -Xlog:cds+dynamic=off ${SPARK_SUBMIT_OPTS:-}"
+    export SPARK_SUBMIT_OPTS
+fi

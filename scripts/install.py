@@ -25,7 +25,9 @@ STAMP = VENV / "flmrec.stamp"
 MARKER = Path("build/setup.unfinished")
 LOCK = Path("build/setup.lock")
 LOG = Path("build/setup.log")
-INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup", "scripts/install.py")
+CLASSES = VENV / "spark.jsa"  # named in scripts/environment.sh too
+NO_WORD = "-Xlog:cds=off -Xlog:cds+dynamic=off"  # where the archive does not fit
+INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup", "scripts/install.py", "scripts/share_classes.py")
 
 LOWEST_JAVA = 17
 # Spark finds jars in its own folder without a flag or a network; these two are all that our tables use of Delta.
@@ -48,9 +50,9 @@ class Fault(Exception):
 
 def main() -> int:
     try:
-        expect_java()
+        java = expect_java()
         with one_at_a_time():
-            bring_up_to_date()
+            bring_up_to_date(java)
     except Fault as fault:
         print(f"scripts/setup: {fault}", file=sys.stderr)
         return 5
@@ -60,8 +62,8 @@ def main() -> int:
     return 0
 
 
-def expect_java() -> None:
-    """Raises Fault unless JAVA_HOME, or else the PATH, has a Java that is new enough."""
+def expect_java() -> str:
+    """What Java says of its version. Raises Fault unless JAVA_HOME, or else the PATH, has a Java that is new enough."""
     home = os.environ.get("JAVA_HOME")
     java = f"{home}/bin/java" if home else "java"
     place = f"JAVA_HOME {home}" if home else "the PATH"
@@ -73,6 +75,7 @@ def expect_java() -> None:
     major = java_major(told)
     if major < LOWEST_JAVA:
         raise Fault(f"Java: got {major or 'an unknown version'} in {place}, {expected}")
+    return told
 
 
 def java_major(told: str) -> int:
@@ -93,8 +96,8 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
-def bring_up_to_date() -> None:
-    wanted, found = stamp(), read_stamp()
+def bring_up_to_date(java: str) -> None:
+    wanted, found = stamp(java), read_stamp()
     runs = works(VENV / "bin/python")
     if runs and found == wanted and not MARKER.exists() and all(jar_is_there(name) for name in JARS):
         return
@@ -116,16 +119,18 @@ def bring_up_to_date() -> None:
         raise
     MARKER.unlink()
     place_jars()
+    share_classes()
     STAMP.write_text(json.dumps(wanted))
     print(f"scripts/setup: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def stamp() -> dict[str, str]:
+def stamp(java: str) -> dict[str, str]:
     """What an environment depends on; one made from other values is not up to date."""
+    version = "".join(line for line in java.splitlines() if not line.startswith("NOTE:"))
     digest = hashlib.sha256()
     for name in INPUTS:
         digest.update(Path(name).read_bytes())
-    return {"root": str(Path.cwd()), "python": sys.version, "inputs": digest.hexdigest()}
+    return {"root": str(Path.cwd()), "python": sys.version, "java": version, "inputs": digest.hexdigest()}
 
 
 def read_stamp() -> dict[str, str]:
@@ -189,6 +194,29 @@ def resolve(work: Path) -> None:
     except Fault:
         print("scripts/setup: Delta's jars: once more", flush=True)
         call(command, "Delta's jars", environment)
+
+
+def share_classes() -> None:
+    """An archive of the classes that Spark and Delta load; scripts/environment.sh and activate tell Java of it.
+
+    Java takes it where it fits to the bit, and starts as it would without where not: so its lack is no fault.
+    """
+    print("scripts/setup: an archive of Spark's classes, for quicker starts", flush=True)
+    CLASSES.unlink(missing_ok=True)
+    part = CLASSES.with_suffix(".part")
+    options = f'"-XX:ArchiveClassesAtExit={part.absolute()}" -XX:TieredStopAtLevel=1 {NO_WORD}'
+    environment = {**os.environ, "SPARK_SUBMIT_OPTS": options, "PATH": f"{VENV.absolute()}/bin:{os.environ['PATH']}"}
+    try:
+        call([str(VENV / "bin/spark-submit"), "scripts/share_classes.py"], "the archive", environment)
+        part.replace(CLASSES)
+    except (Fault, OSError) as fault:
+        part.unlink(missing_ok=True)
+        print(f"scripts/setup: Spark starts without the archive: {fault}", file=sys.stderr)
+        return
+    activate = VENV / "bin/activate"
+    lines = [line for line in activate.read_text().splitlines() if str(CLASSES.name) not in line]
+    option = f'\\"-XX:SharedArchiveFile=$VIRTUAL_ENV/{CLASSES.name}\\" {NO_WORD}'
+    activate.write_text("\n".join([*lines, f'export SPARK_SUBMIT_OPTS="{option}" # by scripts/setup', ""]))
 
 
 def jar_name(coordinates: str) -> str:

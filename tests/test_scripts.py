@@ -97,6 +97,43 @@ def test_setup_refuses_a_jar_of_other_content(tmp_path: Path, monkeypatch: pytes
     assert list(install.jars_folder().iterdir()) == []
 
 
+def test_java_finds_the_classes_of_spark_in_the_archive_of_setup(tmp_path: Path) -> None:
+    log, find = tmp_path / "classes.log", '. "$0/scripts/environment.sh" && printf %s "$SPARK_SUBMIT_OPTS"'
+    found = subprocess.run(["bash", "-c", find, str(ROOT)], capture_output=True, text=True, check=True).stdout
+    options = f"{found} -Xlog:class+load:file={log}"
+    environment = {**os.environ, "SPARK_SUBMIT_OPTS": options}
+    submit = [Path(sys.executable).parent / "spark-submit", "--version"]
+    done = subprocess.run(submit, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    classes = [line for line in log.read_text().splitlines() if " org.apache.spark.deploy.SparkSubmit " in line]
+    assert classes
+    assert all("shared objects file (top)" in line for line in classes)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_setup_goes_on_without_an_archive_and_names_one_in_activate_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    install = script("install")
+    monkeypatch.setattr(install, "VENV", tmp_path)
+    monkeypatch.setattr(install, "CLASSES", tmp_path / "spark.jsa")
+    monkeypatch.setattr(install, "LOG", tmp_path / "log")
+    (tmp_path / "bin").mkdir()
+    submit, activate = tmp_path / "bin/spark-submit", tmp_path / "bin/activate"
+    submit.write_text(f"#!/bin/sh\ntouch '{tmp_path}/spark.part'\necho told\nexit {code}\n")
+    submit.chmod(0o755)
+    activate.write_text("PATH=here\n")
+    for _ in range(2):
+        (tmp_path / "log").write_text("")
+        install.share_classes()
+    assert (tmp_path / "spark.jsa").exists() == (code == 0)
+    assert not (tmp_path / "spark.part").exists()
+    assert activate.read_text().startswith("PATH=here\n")
+    assert activate.read_text().count("spark.jsa") == (code == 0)
+    told = "scripts/setup: Spark starts without the archive: the archive: failed with exit code 1"
+    assert (told in capsys.readouterr().err) == (code == 1)
+
+
 def test_the_versions_that_setup_installs_agree() -> None:
     pins = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
