@@ -38,9 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that a job makes for itself, with an embedded catalog in a temporary folder.
 
-    Worlds of some dozen rows need no more partitions than these, and every one costs time.
+    Worlds of some dozen rows need no more partitions than these, and every one costs time; so does Java that Spark
+    writes and compiles for each query, where a fifth of the time goes: here it interprets the same plans. Tests that
+    start Spark in a process of its own, such as test_score_processes, leave it as it comes.
     """
-    few = "--conf spark.sql.shuffle.partitions=2 --conf spark.databricks.delta.snapshotPartitions=1"
+    settings = {
+        "spark.sql.shuffle.partitions": "2",
+        "spark.databricks.delta.snapshotPartitions": "1",
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    }
+    few = " ".join(f"--conf {key}={value}" for key, value in settings.items())
     os.environ.setdefault("PYSPARK_SUBMIT_ARGS", f"{few} pyspark-shell")
     catalog = tmp_path_factory.mktemp("catalog") / "metastore"
     started = session(TablesConfig(root=None, metastore=str(catalog)), app_name="flmrec tests")
