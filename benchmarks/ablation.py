@@ -32,7 +32,7 @@ from flmrec_spark.config import Config, load_config
 from flmrec_spark.lm import checkpoint, dataset, native
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.held_out import Answers, HeldOut, compared, told
-from flmrec_spark.lm.machine import describe, show, write
+from flmrec_spark.lm.machine import describe, named, show, write
 from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.prompts import load_template
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arms = parts_of(config, folder) if arguments.table == "parts" else joins_of(config, device)
-    arms = [arm for arm in arms if arguments.only is None or arm.name in arguments.only]
+    arms = named(arms, arguments.only)
     machine = describe(device)
     found = _all_trained(arguments, arms, folder, device)
     rows = list[Row]()

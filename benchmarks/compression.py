@@ -26,7 +26,7 @@ from flmrec_spark.config import Config, load_config
 from flmrec_spark.lm import checkpoint, dataset, native
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.held_out import Answers, HeldOut, compared, told
-from flmrec_spark.lm.machine import calls_per_second, describe, show, write
+from flmrec_spark.lm.machine import calls_per_second, describe, named, show, write
 from flmrec_spark.lm.scorer import Scorer
 
 _PARTS = ("quality", "speed")
@@ -69,9 +69,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     run = Run(arguments)
-    chosen = [arm for arm in arms(run.config) if arguments.only is None or arm.name in arguments.only]
     rows: list[Row] = []
-    for arm in chosen:
+    for arm in named(arms(run.config), arguments.only):
         for row in run.rows(arm):
             first = rows[0] if rows else row
             row["ratio"] = None if row["pairs_per_s"] is None else row["pairs_per_s"] / first["pairs_per_s"]

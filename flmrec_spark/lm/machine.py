@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from flmrec_spark.lm import native
 from flmrec_spark.lm.precision import rates
+
+T = TypeVar("T", bound=Any)
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -33,6 +36,19 @@ def describe(device: str) -> dict[str, Any]:
         },
         "peak_gflops": {name: round(rate / 1e9) for name, rate in rates(device, kernel, seconds=0.5).items()},
     }
+
+
+def named(arms: Sequence[T], names: Sequence[str] | None) -> list[T]:
+    """The arms (with an attribute `name`) of these names in their own order; all for None.
+
+    Raises:
+      SystemExit: with 2, for a name of none, such as a setting that stands behind `--only A B` and is taken for one.
+    """
+    unknown = sorted(set(names or ()) - {arm.name for arm in arms})
+    if unknown:
+        sys.stderr.write(f"--only: got {unknown}, expected some of {[arm.name for arm in arms]}\n")
+        raise SystemExit(2)
+    return [arm for arm in arms if names is None or arm.name in names]
 
 
 def calls_per_second(

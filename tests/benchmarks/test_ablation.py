@@ -76,3 +76,11 @@ def test_the_last_two_parts_are_the_config_without_and_with_tokens(config: Path)
     assert factors.settings == (f"{tokens}false", f"{labels}false", none)
     assert graded.settings == (f"{tokens}false", none)
     assert (near.settings, last.settings) == ((f"{tokens}false",), (f"{tokens}true",))
+
+
+def test_a_setting_that_is_taken_for_an_arm_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = ["joins", "--config", str(config), "--only", "full", "finetune.max_steps=1"]
+    with pytest.raises(SystemExit) as ended:
+        ablation.main(told)
+    assert ended.value.code == 2
+    assert "--only: got ['finetune.max_steps=1'], expected some of ['full', " in capsys.readouterr().err
