@@ -26,7 +26,7 @@ MARKER = Path("build/setup.unfinished")
 LOCK = Path("build/setup.lock")
 LOG = Path("build/setup.log")
 CLASSES = VENV / "spark.jsa"  # named in scripts/environment.sh too
-NO_WORD = "-Xlog:cds=off -Xlog:cds+dynamic=off"  # where the archive does not fit
+NO_WORD = "-Xlog:cds=off -Xlog:cds+dynamic=off"  # where the archive does not fit; in scripts/environment.sh too
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup", "scripts/install.py", "scripts/share_classes.py")
 
 LOWEST_JAVA = 17

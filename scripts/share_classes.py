@@ -37,13 +37,13 @@ ITEMS = "item_id,title,genre\n" + "".join(f"i{item},title {item},g{item % 3}\n" 
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = write_config(folder)
-        tables = load_config(str(config), []).tables
-        spark = session(tables, app_name="flmrec share classes")
+        file = write_config(folder)
+        config = load_config(str(file), [])
+        spark = session(config.tables, app_name="flmrec share classes")
         try:
-            code = int(runpy.run_path(str(PREPARE))["main"](["--config", str(config)]))
+            code = int(runpy.run_path(str(PREPARE))["main"](["--config", str(file)]))
             if code == 0:
-                use(Tables(spark, tables), load_config(str(config), []))
+                use(Tables(spark, config.tables), config)
         finally:
             spark.stop()
     return code
