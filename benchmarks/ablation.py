@@ -6,10 +6,10 @@
 `parts` begins with the text and the liked history alone and adds one part after the other, each row compared with the
 one before it. `joins` trains every join alike and compares it with `full`, the stock pair, and teaches the last-layer
 join by it. On a GPU that is the config's own training, scored in bf16. On a CPU, to make it possible at all, steps are
-small, the head is that of the ratings alone, and lists of a whole catalogue are made of the joins from the last layer
-on: of the others they would take hours. Asked are the held-out rows of the test split. A value is the mean over the
-seeds; intervals are percentiles over resamples of users of the paired difference, and the JSON has the values of every
-seed.
+small and the head is that of the ratings alone, but with --whole, for joins that a CPU has time for; lists of a whole
+catalogue are made of the joins from the last layer on there: of the others they would take hours. Asked are the
+held-out rows of the test split. A value is the mean over the seeds; intervals are percentiles over resamples of users
+of the paired difference, and the JSON has the values of every seed.
 """
 
 from __future__ import annotations
@@ -88,15 +88,16 @@ def parts_of(config: Config, folder: Path) -> list[Arm]:
     return [Arm(name, before, own) for (name, own), before in zip(steps, [names[0], *names], strict=False)]
 
 
-def joins_of(config: Config, device: str) -> list[Arm]:
+def joins_of(config: Config, device: str, *, is_whole: bool) -> list[Arm]:
+    """`is_whole`: the config's own training on a CPU too."""
     n_layers = int(AutoConfig.from_pretrained(config.model.path, local_files_only=True).num_hidden_layers)
-    small, last = _SMALL if device == "cpu" else (), n_layers - 1
+    small, last = _SMALL if device == "cpu" and not is_whole else (), n_layers - 1
     arms = [Arm("full", "full", (*small, _IN_PARTS, "model.join=full"), lists=device != "cpu")]
     for layer in sorted({0, n_layers // 2, last, n_layers}):
-        own = (*small, *([_IN_PARTS] if layer < last else []), f"model.join_layer={layer}")
+        own = (*small, *([_IN_PARTS] if layer < last else []), "model.join=layer", f"model.join_layer={layer}")
         arms.append(Arm(f"join_layer {layer}", "full", own, lists=device != "cpu" or layer >= last))
     arms.insert(-1, Arm("attention", "full", (*small, "model.join=attention")))
-    own = (*small, f"model.join_layer={last}", "finetune.teacher_weight=0.5")
+    own = (*small, "model.join=layer", f"model.join_layer={last}", "finetune.teacher_weight=0.5")
     return [*arms, Arm(f"join_layer {last}, taught by full", f"join_layer {last}", own, teacher="full")]
 
 
@@ -107,14 +108,17 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(arguments.folder or f"build/ablation/{Path(arguments.config).stem}-{arguments.table}")
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    arms = parts_of(config, folder) if arguments.table == "parts" else joins_of(config, device)
+    if arguments.table == "parts":
+        arms = parts_of(config, folder)
+    else:
+        arms = joins_of(config, device, is_whole=arguments.whole)
     arms = named(arms, arguments.only)
     machine = describe(device)
     found = _all_trained(arguments, arms, folder, device)
     rows = list[Row]()
     for arm in arms:
         answers, seconds = found[arm.name]
-        against = arm.against if arm.against in found else arm.name
+        against = arm.against if arm.against in found else arms[0].name
         row: Row = {"name": arm.name, "against": against, "seeds": arguments.seeds, "train_seconds": seconds}
         rows.append(row | compared(answers, found[against][0], n_resamples=arguments.bootstrap))
     write(arguments.json, machine, rows)
@@ -174,15 +178,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--config", required=True, metavar="FILE", help="of the prepared tables and the pretrained model")
     add("--folder", help="of the checkpoints, which are used again; build/ablation/<config>-<table>")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--only", nargs="+", metavar="ARM", help="names of arms")
+    add(
+        "--only",
+        nargs="+",
+        metavar="ARM",
+        help="names of arms; what they would be compared with, if not among them, is their first",
+    )
     add("--users", type=int, default=10_000, help="held-out users at most")
+    add("--whole", action="store_true", help="joins: train by the config's own settings on a CPU too")
     add("--bootstrap", type=int, default=500, help="resamples of users")
     cores = os.cpu_count() or 1
     add("--workers", type=int, default=cores, help="trainings at a time")
     add("--threads", type=int, default=cores, help="of all of them")
     add("--json", metavar="FILE")
     add("overrides", nargs="*", metavar="section.key=value", help="settings of every arm, over those of the file")
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.whole and arguments.table == "parts":
+        parser.error("--whole: is of joins; parts are trained by the config's own settings anyway")
+    return arguments
 
 
 if __name__ == "__main__":

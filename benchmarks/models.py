@@ -97,7 +97,7 @@ def _told(row: Row) -> Row:
 
 
 def measure_training(arguments: argparse.Namespace, name: str) -> Row:
-    """Steps of the default join, the first of which is not counted."""
+    """Steps of the last-layer join, the first of which is not counted."""
     model = _model(arguments, name, "layer", None).train()
     n_all = sum(weight.numel() for weight in model.backbone.parameters())
     if name in ADAPTED:

@@ -114,7 +114,7 @@ def prompts(tastes: np.ndarray[Any, Any], longest: int, random: np.random.Genera
 
 
 def own_row(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
-    """This project's forward, loss and optimizer on grouped rows, at the default join."""
+    """This project's forward, loss and optimizer on grouped rows, at the last-layer join."""
     torch.manual_seed(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone: Any = load_backbone(arguments.model, dropout=0.0)

@@ -13,22 +13,29 @@ from flmrec_spark.sections import Count, Section
 class CollaborativeConfig(Section):
     """Collaborative factors: what users did as vectors, beside what items say as text."""
 
-    dimension: Annotated[int, Field(ge=0)] = Field(0, description="numbers of a vector; 0: no factors")
+    dimension: Annotated[int, Field(ge=0)] = Field(64, description="numbers of a vector; 0: no factors")
     history_length: Count = Field(300, description="newest interactions that a user's vector is made of")
     recency: Annotated[float, Field(gt=0.0)] = Field(
-        5.0, description="interactions after which the extra weight of a recent one has fallen to 1 / e"
+        3.0, description="interactions after which the extra weight of a recent one has fallen to 1 / e"
     )
     neighbours: Annotated[int, Field(ge=0)] = Field(
-        128, description="further numbers of a rating's vector, of what items that resemble one say; 0: none"
+        128, description="further numbers of a vector, of what items that resemble one say of it; 0: none"
     )
-    tokens: bool = Field(True, description="the vectors are a token of each segment too, not a term of the logit alone")
+    tokens: bool = Field(
+        False, description="the vectors are a token of each segment too, not a term of the logit alone"
+    )
 
 
 class ModelConfig(Section):
     path: str = Field(description="folder of a pretrained model with its tokenizer")
-    join: Literal["layer", "attention", "full"] = "layer"
+    join: Literal["attention", "layer", "full"] = Field(
+        "attention",
+        description="where an item sees the user: in the last layer's attention, from join_layer on, or everywhere",
+    )
     join_layer: Annotated[int, Field(ge=0)] | Literal["last"] = Field(
-        "last", description="first layer in which the item sees the user; 0 .. number of layers; last = layers - 1"
+        "last",
+        description="of join: layer: first layer in which the item sees the user; 0 .. number of layers; last = "
+        "layers - 1",
     )
     head: Literal["linear", "answer"] = Field(
         "linear", description="start of the head: from nothing, or from a language head's rows for yes and no"
@@ -44,4 +51,10 @@ class ModelConfig(Section):
         kept = self.keep_layers
         if kept is not None and any(one >= other for one, other in pairwise(kept)):
             raise ValueError(f"keep_layers: got {kept}, expected ascending numbers such as [0, 2, 4]")
+        return self
+
+    @model_validator(mode="after")
+    def _joins_once(self) -> ModelConfig:
+        if self.join != "layer" and self.join_layer != "last":
+            raise ValueError(f"join_layer: got {self.join_layer}, expected last, or join: layer; got {self.join}")
         return self

@@ -48,15 +48,15 @@ class AugmentConfig(Section):
 class FactorTrainingConfig(Section):
     """How collaborative factors are learned, before the language model is fine-tuned."""
 
-    epochs: Count = Field(12, description="passes over the train split at most")
-    patience: Count = Field(3, description="epochs without a better validation before training stops")
-    targets_per_row: Count = Field(4, description="interactions that share one history; fewer: nearer to what is next")
-    rows_per_step: Count = Field(128, description="such rows in an optimizer step")
+    epochs: Count = Field(24, description="passes over the train split at most")
+    patience: Count = Field(5, description="epochs without a better validation before training stops")
+    targets_per_row: Count = Field(2, description="interactions that share one history; fewer: nearer to what is next")
+    rows_per_step: Count = Field(256, description="such rows in an optimizer step")
     learning_rate: Rate = 3e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="of a user's vector of lists")
     rating_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="of a user's vector of ratings")
-    history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="share of entries left out")
+    history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="share of entries left out")
     graded_labels: bool = Field(
         True, description="labels of rating vectors say how much a row was liked, by the order of values; false: 1 or 0"
     )

@@ -49,13 +49,19 @@ def test_what_is_left_out_has_its_default(smallest: Path) -> None:
     assert config.score.history_splits == ["train", "valid", "test"]
 
 
+def test_factors_have_by_default_the_settings_that_movielens_chose(smallest: Path) -> None:
+    config, shipped = load_config(smallest), load_config(ROOT / "conf/movielens.yaml")
+    assert config.model.collaborative == shipped.model.collaborative
+    assert config.finetune.factors == shipped.finetune.factors
+
+
 def test_every_fault_of_file_and_overrides_is_told_at_once(tmp_path: Path) -> None:
     file = written(tmp_path, "tables: {}\nprepare: {interactions: {path: a}}\nmodel: {join: ful}\nscore: {n: 0}\n")
     told = message(file, "score.depht=3", "checkpoint", "evaluate.k=[]")
     for part in (
         "prepare.interactions: `format` goes with `path`",
         "model.path: missing",
-        "model.join: got 'ful', expected 'layer', 'attention' or 'full'",
+        "model.join: got 'ful', expected 'attention', 'layer' or 'full'",
         "checkpoint: missing",
         "score.n: got 0, expected greater than or equal to 1",
         "score.depht: unknown key, did you mean score.depth?",
@@ -123,7 +129,7 @@ def test_a_wrong_override_is_told_with_what_was_expected(smallest: Path, overrid
         ("evaluate.k=[1, 2]", [1, 2]),
         ("prepare.interactions.columns.user_id=uid", "uid"),
         ("prepare.split.seed=7", 7),
-        ("model.join_layer=3", 3),
+        ("model.head=answer", "answer"),
     ],
 )
 def test_an_override_is_a_yaml_value_of_the_keys_type(smallest: Path, override: str, value: object) -> None:
@@ -132,6 +138,13 @@ def test_an_override_is_a_yaml_value_of_the_keys_type(smallest: Path, override: 
         found = found[name] if isinstance(found, dict) else getattr(found, name)
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("join", ["attention", "full"])
+def test_a_join_that_has_its_own_layer_refuses_another(smallest: Path, join: str) -> None:
+    told = message(smallest, f"model.join={join}", "model.join_layer=1")
+    assert f"model: join_layer: got 1, expected last, or join: layer; got {join}" in told
+    assert load_config(smallest, ["model.join=layer", "model.join_layer=1"]).model.join_layer == 1
 
 
 def test_the_last_override_of_a_key_counts(smallest: Path) -> None:
@@ -206,7 +219,7 @@ def test_a_config_survives_the_way_to_yaml_and_back(
 ) -> None:
     values = SMALLEST | {
         "prepare": {"interactions": {"path": place, "format": "csv", "columns": columns}},
-        "model": {"path": place, "join_layer": join_layer},
+        "model": {"path": place, "join": "layer", "join_layer": join_layer},
         "finetune": {"learning_rate": rate, "seed": seed},
         "score": {"n": n, "item_filter": item_filter},
     }

@@ -28,8 +28,8 @@ MODELS = {
     "deberta-v2": {"join": "full"},
     "gpt2": {"join_layer": 2},
     "llama": {"join_layer": 0, "head": "answer"},
-    "qwen3": {"join_layer": "last", "head": "answer"},
-    "t5": {"join_layer": "last"},
+    "qwen3": {"join": "attention", "head": "answer"},
+    "t5": {"join": "attention"},
     "mt5": {"join_layer": 0, "head": "answer"},
 }
 SAME_CODE = {"camembert", "mistral", "qwen2", "xlm-roberta"}  # tests/lm/families hold them all

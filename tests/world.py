@@ -51,7 +51,7 @@ def write_config(folder: Path, **sections: dict[str, object]) -> Path:
             "targets_per_example": 4,
         },
         "prompts": {"template": "en", "user_tokens": 64, "item_tokens": 40, "history_length": 6},
-        "model": {"path": str(folder / "model")},
+        "model": {"path": str(folder / "model"), "join": "layer", "collaborative": {"dimension": 0}},
         "finetune": {"epochs": 2, "examples_per_step": 8, "negatives": 4, "precision": "fp32"},
         "score": {"n": 3, "partitions": 2},
         "evaluate": {"k": [1, 3], "bootstrap": 20, "baselines": MEANS, "hybrid": False},

@@ -37,7 +37,8 @@ def save(folder: Path, found: Collaborative) -> None:
     }
     for name, one in found.factors.items():
         if one.near is not None:
-            told |= {f"{name}.near_{part}": np.ascontiguousarray(getattr(one.near, part)) for part in _NEAR}
+            parts = {part: getattr(one.near, part) for part in _NEAR}
+            told |= {f"{name}.near_{part}": np.ascontiguousarray(own) for part, own in parts.items() if own is not None}
     if found.grades is not None:
         told |= dict(zip(_GRADES, (found.grades.liked, found.grades.disliked), strict=True))
     if found.texts is not None:
@@ -67,13 +68,13 @@ def load(folder: Path) -> Collaborative | None:
     for name, one in factors.items():
         if one.n_items != len(ids) or len(one.history) != 2 * len(ids) or len(one.offset) != len(ids) + 1:
             raise CheckpointError(f"{folder / _FILE}: {name}: got factors of {one.n_items} items, expected {len(ids)}")
-        if one.near is not None and not (
-            len(one.near.history) == len(one.near.expected) == len(one.near.target) - 1 == len(ids)
-            and one.near.history.shape[1] == one.near.target.shape[1]
-        ):
-            raise CheckpointError(
-                f"{folder / _FILE}: {name}: got neighbours of {len(one.near.expected)} items, expected {len(ids)}"
-            )
+        if one.near is not None:
+            parts = (one.near.history, one.near.target[1:], one.near.expected)
+            got = {len(part) for part in parts if part is not None}
+            if got != {len(ids)} or one.near.history.shape[1] != one.near.target.shape[1]:
+                raise CheckpointError(
+                    f"{folder / _FILE}: {name}: got neighbours of {min(got)} items, expected {len(ids)}"
+                )
     width = found.width + len(factors)
     if texts is not None and (texts.weight.shape[1:], texts.bias.shape) != ((width,), (width,)):
         raise CheckpointError(f"{folder / _FILE}: {_TEXTS[0]}: got shape {texts.weight.shape}, expected (D, {width})")
@@ -84,5 +85,6 @@ def _factors(tensors: Mapping[str, Any], name: str) -> Factors:
     history, target, offset, mix = (tensors[f"{name}.{part}"] for part in _ARRAYS)
     near = None
     if f"{name}.near_target" in tensors:
-        near = Neighbours(*(tensors[f"{name}.near_{part}"] for part in _NEAR))
+        history_of, target_of = (tensors[f"{name}.near_{part}"] for part in _NEAR[:2])
+        near = Neighbours(history_of, target_of, tensors.get(f"{name}.near_{_NEAR[2]}"))
     return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]), near)

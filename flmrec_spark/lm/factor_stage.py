@@ -18,8 +18,17 @@ import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.lm import dataset, factor_training, neighbours, text_factors
-from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, FactorsOfSplits, ItemFactors, Places
+from flmrec_spark.lm import dataset, factor_training, neighbour_choice, neighbours, text_factors
+from flmrec_spark.lm.collaborative import (
+    LISTING,
+    RATING,
+    Bools,
+    Collaborative,
+    Factors,
+    FactorsOfSplits,
+    ItemFactors,
+    Places,
+)
 from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Prepared
 from flmrec_spark.lm.factor_validation import Question
 from flmrec_spark.lm.grades import Grades
@@ -94,9 +103,11 @@ def fitted(
         first[objective], found = fit(early, questions)
         begun = first[objective], early.places(late.items)
         second[objective], _ = fit(late, [], start=begun, epochs=int(found.get("epoch", 1)))
-        if objective == RATING and settings.neighbours:
-            pair = (first[RATING], early), (second[RATING], late)
-            first[RATING], second[RATING], more = _with_neighbours(*pair, settings.neighbours, questions, seed)
+        if settings.neighbours:
+            pair = (first[objective], early), (second[objective], late)
+            is_drawable = data.catalog.is_known[early.items] if objective == LISTING else None
+            near = _with_neighbours(*pair, settings.neighbours, questions, is_drawable, seed)
+            first[objective], second[objective], more = near
             found |= more
         told[objective] = found
     n_history = settings.history_length
@@ -111,21 +122,29 @@ def _with_neighbours(
     second: tuple[Factors, Known],
     dimension: int,
     questions: list[Question],
+    allowed: Bools | None,
     seed: int,
 ) -> tuple[Factors, Factors, dict[str, float]]:
-    """Both editions with what the neighbours say, if that helps on the valid split, and what to tell of it."""
+    """Both editions with what the neighbours say, if that helps on the valid split, and what to tell of it.
+
+    `allowed` are the items that a list may hold, for factors of lists; None for those of ratings.
+    """
     (factors, early), (later, late) = first, second
-    spectrum = Spectrum.of(early.sequences, dimension, seed=seed)
-    if spectrum is None:
+    objective, spectrum_of = (RATING, Spectrum.of_labels) if allowed is None else (LISTING, Spectrum.of_met)
+    spectrum, whole = (spectrum_of(known.sequences, dimension, seed=seed) for known in (early, late))
+    if spectrum is None or whole is None:
         return factors, later, {}
-    bias = np.append(early.sequences.item_log_odds(), np.float32(0)) + factors.offset
-    choice = neighbours.choose(spectrum, factors, bias, early.sequences.user_log_odds(), questions)
+    if allowed is None:
+        bias = np.append(early.sequences.item_log_odds(), np.float32(0)) + factors.offset
+        users = early.sequences.user_log_odds()
+        choice = neighbour_choice.choose_for_ratings(spectrum, factors, bias, users, questions)
+    else:
+        choice = neighbour_choice.choose_for_lists(spectrum, factors, questions, allowed=allowed)
     if choice is None:
-        log.info("factors: neighbours: no better on the valid split: left out")
+        log.info("factors: %s: neighbours: no better on the valid split: left out", objective)
         return factors, later, {}
-    log.info("factors: neighbours: log-loss %.4f, without %.4f", choice.log_loss, choice.log_loss_without)
-    whole = Spectrum.of(late.sequences, dimension, seed=seed)
-    assert whole is not None
+    losses = choice.log_loss, choice.log_loss_without
+    log.info("factors: %s: neighbours: log-loss %.4f, without %.4f", objective, *losses)
     near, newer = (one.neighbours(choice.penalty, choice.weight) for one in (spectrum, whole))
     newer = neighbours.turned(newer, near, early.places(late.items))
     told = {"neighbours_log_loss": choice.log_loss, "log_loss_without": choice.log_loss_without}

@@ -12,7 +12,7 @@ import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.lm import checkpoint, factor_stage, neighbours
+from flmrec_spark.lm import checkpoint, factor_stage, neighbour_choice
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING
 from flmrec_spark.lm.dataset import read_tables
@@ -74,7 +74,7 @@ def test_graded_labels_teach_the_factors_of_ratings_and_leave_those_of_lists(wor
 def test_neighbours_that_help_are_part_of_both_editions_in_the_same_directions(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours, "_FEWEST", 10)
+    monkeypatch.setattr(neighbour_choice, "_FEWEST", 10)
     found = {}
     for dimension in (3, 0):
         own = with_factors(world, neighbours=dimension)
@@ -83,17 +83,20 @@ def test_neighbours_that_help_are_part_of_both_editions_in_the_same_directions(
         assert fitted is not None
         found[dimension] = fitted
     (editions, told), (without, told_without) = found[3], found[0]
-    assert set(told[RATING]) == {"uauc", "epoch", "neighbours_log_loss", "log_loss_without"}  # type: ignore[call-overload]
-    assert set(told_without[RATING]) == {"uauc", "epoch"}  # type: ignore[call-overload]
-    near, newer = (each.factors[RATING].near for each in (editions.train, editions.whole))
-    assert near is not None and newer is not None
-    assert (editions.train.width, without.train.width) == (11, 8)
-    assert editions.train.factors[LISTING].near is None and without.whole.factors[RATING].near is None
+    assert set(told) == {RATING, LISTING}
+    assert (editions.train.width, without.train.width) == (14, 8)
     assert editions.train.grades is not None and editions.whole.grades is not None
     both = editions.whole.places(editions.train.item_ids)
-    assert (np.sum(near.history * newer.history[both], axis=1) > 0).mean() > 0.8
-    for each, other in ((editions.train, without.train), (editions.whole, without.whole)):
-        np.testing.assert_array_equal(each.factors[RATING].target, other.factors[RATING].target)
+    for objective, metric in ((RATING, "uauc"), (LISTING, "ndcg")):
+        assert set(told[objective]) == {metric, "epoch", "neighbours_log_loss", "log_loss_without"}  # type: ignore[call-overload]
+        assert set(told_without[objective]) == {metric, "epoch"}  # type: ignore[call-overload]
+        near, newer = (each.factors[objective].near for each in (editions.train, editions.whole))
+        assert near is not None and newer is not None
+        assert without.whole.factors[objective].near is None
+        assert (near.expected is None) == (newer.expected is None) == (objective == LISTING)
+        assert (np.sum(near.history * newer.history[both], axis=1) > 0).mean() > 0.8
+        for each, other in ((editions.train, without.train), (editions.whole, without.whole)):
+            np.testing.assert_array_equal(each.factors[objective].target, other.factors[objective].target)
 
 
 def test_the_first_edition_knows_train_alone_and_the_second_what_came_after(world: Path) -> None:

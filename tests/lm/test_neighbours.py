@@ -1,4 +1,4 @@
-"""Neighbours: the low-rank term against the dense closed form, a taste by hand, the choice of penalty and weight."""
+"""Neighbours: the low-rank terms against the dense closed form, tastes by hand, the choice of penalty and weight."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import factor_files, neighbours
-from flmrec_spark.lm.collaborative import RATING, Collaborative, Factors
+from flmrec_spark.lm import factor_files, neighbour_choice, neighbours
+from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors
 from flmrec_spark.lm.factor_validation import Question
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.neighbours import Neighbours, Spectrum
@@ -50,7 +50,7 @@ def made(n_users: int, n_items: int, n_rows: int, seed: int) -> Sequences:
 @given(st.integers(0, 1000), st.floats(0.1, 20))
 def test_of_full_rank_it_is_the_closed_form_of_ease_on_the_residuals(seed: int, penalty: float) -> None:
     own = made(30, 8, 120, seed)
-    spectrum = Spectrum.of(own, 12, seed=1)
+    spectrum = Spectrum.of_labels(own, 12, seed=1)
     assert spectrum is not None and spectrum.vectors.shape == (8, 12)
     found = spectrum.neighbours(penalty, 2.5)
     residuals = np.zeros((30, 8))
@@ -76,9 +76,42 @@ def test_of_full_rank_it_is_the_closed_form_of_ease_on_the_residuals(seed: int, 
     assert not found.target[-1].any()
 
 
+def repeated(own: Sequences) -> Sequences:
+    """The same rows, the first half of them twice."""
+    half = len(own.users) // 2
+    parts = [np.concatenate([part, part[:half]]) for part in (own.users, own.items, own.liked, own.moments, own.labels)]
+    return Sequences.of(*parts, n_users=own.n_users, n_items=own.n_items)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 1000), st.floats(0.1, 20))
+def test_of_lists_it_is_the_closed_form_of_ease_on_who_met_what(seed: int, penalty: float) -> None:
+    own = made(30, 8, 120, seed)
+    spectrum, again = (Spectrum.of_met(rows, 12, seed=1) for rows in (own, repeated(own)))
+    assert spectrum is not None and again is not None and spectrum.expected is None
+    found = spectrum.neighbours(penalty, 2.5)
+    met = np.zeros((30, 8))
+    met[own.users, own.items] = 1.0
+    squares = np.linalg.eigvalsh(met.T @ met)
+    squares = squares[squares > 1e-12 * squares.max()]
+    inverse = np.linalg.inv(met.T @ met + penalty * squares.mean() * np.eye(8))
+    expected = -inverse / np.diag(inverse)  # Steck 2019, eq. 8
+    got = found.history.astype(np.float64) @ found.target[:-1].T.astype(np.float64) / 2.5
+    off = ~np.eye(8, dtype=bool)
+    np.testing.assert_allclose(got[off], expected[off], atol=1e-5)
+    np.testing.assert_allclose(again.values, spectrum.values, atol=1e-9)  # what is met twice is met
+
+
+def test_a_taste_for_lists_counts_each_item_once_whatever_came_of_it() -> None:
+    near = replace(HAND, expected=None)
+    np.testing.assert_array_equal(near.taste(np.array([2, 0, 2]), np.array([1.0, 0.0, 0.0])), [2, 1])
+    assert near.taste(np.zeros(0, dtype=np.intp), np.zeros(0)).tolist() == [0, 0]
+
+
 def test_worlds_too_small_have_no_spectrum() -> None:
-    assert Spectrum.of(made(1, 5, 3, 1), 4, seed=1) is None
-    assert Spectrum.of(made(5, 2, 5, 1), 4, seed=1) is not None
+    for of in (Spectrum.of_labels, Spectrum.of_met):
+        assert of(made(1, 5, 3, 1), 4, seed=1) is None
+        assert of(made(5, 2, 5, 1), 4, seed=1) is not None
 
 
 def empty(n_items: int) -> Factors:
@@ -102,12 +135,14 @@ def world(seed: int = 1) -> tuple[Sequences, list[Question]]:
     return known, questions
 
 
-def choose(known: Sequences, questions: list[Question], factors: Factors | None = None) -> neighbours.Choice | None:
-    spectrum = Spectrum.of(known, 8, seed=1)
+def choose(
+    known: Sequences, questions: list[Question], factors: Factors | None = None
+) -> neighbour_choice.Choice | None:
+    spectrum = Spectrum.of_labels(known, 8, seed=1)
     assert spectrum is not None
     own = factors or empty(known.n_items)
     offset = np.append(known.item_log_odds(), np.float32(0)) + 0.01 * np.arange(known.n_items + 1, dtype=np.float32)
-    return neighbours.choose(spectrum, own, offset, known.user_log_odds(), questions)
+    return neighbour_choice.choose_for_ratings(spectrum, own, offset, known.user_log_odds(), questions)
 
 
 def test_the_choice_helps_where_users_agree_and_is_none_where_nothing_is_known() -> None:
@@ -127,14 +162,73 @@ def test_a_weight_counts_in_units_of_the_factors_that_it_stands_beside() -> None
     items, labels = (np.concatenate([getattr(one, name) for one in questions]) for name in ("targets", "labels"))
     likes = np.bincount(items, weights=labels - 0.5, minlength=known.n_items)
     offset = np.append(likes, 0).astype(np.float32) / 10  # says something, so it has a weight of its own
-    spectrum = Spectrum.of(known, 8, seed=1)
+    spectrum = Spectrum.of_labels(known, 8, seed=1)
     assert spectrum is not None
     once, twice = (
-        neighbours.choose(spectrum, empty(known.n_items), size * offset, known.user_log_odds(), questions)
+        neighbour_choice.choose_for_ratings(
+            spectrum, empty(known.n_items), size * offset, known.user_log_odds(), questions
+        )
         for size in (np.float32(1), np.float32(2))
     )
     assert once is not None and twice is not None
     assert twice.weight == pytest.approx(2 * once.weight, rel=1e-2)
+
+
+def taken(
+    known: Sequences, questions: list[Question], factors: Factors, seed: int = 1
+) -> neighbour_choice.Choice | None:
+    spectrum = Spectrum.of_met(known, 8, seed=seed)
+    assert spectrum is not None
+    return neighbour_choice.choose_for_lists(spectrum, factors, questions, allowed=np.ones(known.n_items, dtype=bool))
+
+
+def test_the_choice_for_lists_helps_where_users_meet_what_others_met() -> None:
+    known, questions = camps()
+    popular = replace(empty(known.n_items), offset=np.append(known.item_log_likes(), 0).astype(np.float32))
+    found = taken(known, questions, popular)
+    assert found is not None and found.weight > 0
+    assert found.log_loss < found.log_loss_without - 0.4  # of at most log 2, as half of the items are the user's
+    assert taken(known, questions[:3], popular) is None  # too few rows
+    assert taken(known, [], popular) is None
+    seen = [replace(one, seen=one.targets) for one in questions]
+    assert taken(known, seen, popular) is None  # a list would hold none of them
+    nobody = [replace(one, items=one.items[:0], history_labels=one.history_labels[:0]) for one in questions]
+    assert taken(known, nobody, popular) is None
+
+
+def camps() -> tuple[Sequences, list[Question]]:
+    """Users who meet the items of their own half, the first ones more often, and the next two that they like."""
+    random, n_users, n_items = np.random.default_rng(1), 60, 40
+    users, items, questions = [], [], []
+    for user in range(n_users):
+        own = np.arange(user % 2, n_items, 2)
+        met = random.choice(own, size=8, replace=False, p=(odds := 1.0 / (5.0 + np.arange(len(own)))) / odds.sum())
+        users += [user] * 6
+        items += met[:6].tolist()
+        labels = np.ones(6, dtype=np.float32)
+        questions.append(Question(user, met[:6], labels, met[6:], np.ones(2, dtype=bool), met[:6]))
+    rows = len(users)
+    parts = np.array(users), np.array(items), np.ones(rows, dtype=bool), np.arange(rows), np.ones(rows)
+    return Sequences.of(*parts, n_users=n_users, n_items=n_items), questions
+
+
+def test_the_loss_of_a_contest_is_that_of_a_softmax_and_has_its_least_at_the_weights() -> None:
+    known, questions = camps()
+    contest = neighbour_choice._Contest.of(questions, np.ones(known.n_items, dtype=bool))
+    assert contest is not None and len(contest.liked) == 120 and contest.others.shape == (60, 500)
+    assert not any(np.isin(one.items, others).any() for one, others in zip(questions, contest.others, strict=True))
+    random = np.random.default_rng(2)
+    parts: Any = [(random.normal(size=120) + 0.5, random.normal(size=(60, 500))) for _ in range(2)]
+    weights, loss = contest.fitted(parts)
+
+    def expected(at: Any) -> float:
+        own, rest = (sum(w * part[side] for w, part in zip(at, parts, strict=True)) for side in (0, 1))
+        every = np.concatenate([own[:, None], rest[contest.users]], axis=1)
+        return float(np.mean(-own + np.log(np.exp(every).sum(1))))  # two of each user: the mean of means
+
+    assert loss == pytest.approx(expected(weights))
+    for step in ((0.05, 0), (-0.05, 0), (0, 0.05), (0, -0.05)):
+        assert expected(np.add(weights, step)) > loss
 
 
 @given(st.integers(0, 1000))
@@ -183,6 +277,13 @@ def test_they_are_saved_with_the_grades_and_damage_is_named(tmp_path: Path) -> N
     for part in ("history", "target", "expected"):
         np.testing.assert_array_equal(getattr(near, part), getattr(HAND, part))
     np.testing.assert_array_equal(found.grades.disliked, own.grades.disliked)
+    lists = replace(own.factors[RATING], near=replace(HAND, expected=None))
+    factor_files.save(tmp_path, replace(own, factors={LISTING: lists}))
+    again = factor_files.load(tmp_path)
+    assert again is not None
+    near = again.factors[LISTING].near
+    assert near is not None and near.expected is None
+    np.testing.assert_array_equal(near.target, HAND.target)
     short = replace(own.factors[RATING], near=replace(HAND, expected=HAND.expected[:2]))
     factor_files.save(tmp_path, replace(own, factors={RATING: short}))
     with pytest.raises(CheckpointError, match=r"factors.safetensors: rating: got neighbours of 2 items, expected 3"):
