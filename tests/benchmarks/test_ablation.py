@@ -38,7 +38,7 @@ def test_each_part_is_compared_with_the_model_without_it(config: Path, capsys: p
     rows = rows_of(config, "parts", "--only", *arms, "--users", "20", "model.collaborative.dimension=4")
     assert [(row["name"], row["against"]) for row in rows] == [
         ("text, liked history", "text, liked history"),
-        ("+ neighbours", "+ neighbours"),
+        ("+ neighbours", "text, liked history"),  # what it would be compared with was not asked for
         ("+ collaborative tokens", "+ neighbours"),
     ]
     for row in rows:

@@ -72,7 +72,7 @@ def test_an_untrained_answer_head_is_the_stock_models_yes_minus_no(family, tmp_p
 def test_the_plain_form_answers_a_whole_prompt_with_one_token(family, tmp_path: Path):
     """Prompt in, answer out, as such models are asked outside of recommendation."""
     save_family(tmp_path, family)
-    model, segmenter = build(tmp_path, join="full")
+    model, segmenter = build(tmp_path, join="full", join_layer="last")
     end = segmenter.tokenizer.eos_token_id
     text = segmenter.tokenizer("ab liked c;", add_special_tokens=False)["input_ids"]
     user, (asked,) = [*text, end], segmenter.item_texts(["abc"])
