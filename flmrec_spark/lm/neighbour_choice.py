@@ -88,9 +88,12 @@ def choose_for_lists(
     for penalty in _PENALTIES.tolist():
         near = spectrum.neighbours(penalty, 1.0)
         term = contest.scores(lambda one: (near.taste(one.items, one.history_labels), near.target.__getitem__))  # noqa: B023  called at once
-        weights, loss = contest.fitted([base, term])
+        size = float(np.append(*term).std())
+        if size == 0:
+            continue
+        weights, loss = contest.fitted([base, (term[0] / size, term[1] / size)])
         if min(weights) > 0 and loss < (without if found is None else found.log_loss):
-            found = Choice(penalty, weights[1] / weights[0], loss, without)
+            found = Choice(penalty, weights[1] / size / weights[0], loss, without)
     return found
 
 

@@ -66,9 +66,11 @@ class BiasTerms(nn.Module):
 
 
 def _log_odds(counts: Floats, likes: Floats) -> Floats:
-    share = (likes.sum() + 0.5) / (counts.sum() + 1.0)
-    rate = (likes + _SHRINK * share) / (counts + _SHRINK)
-    return np.where(counts > 0, np.log(rate / (1 - rate)) - math.log(share / (1 - share)), 0.0).astype(np.float32)
+    """Shrunk log-odds less those of all rows; each side is counted by itself, so that where all are liked none ends."""
+    sides = np.stack([likes, counts.astype(np.float64) - likes])
+    shares = (sides.sum(1, keepdims=True) + 0.5) / (sides.sum() + 1.0)
+    logs = np.log(sides + _SHRINK * shares) - np.log(shares)
+    return np.where(counts > 0, logs[0] - logs[1], 0.0).astype(np.float32)
 
 
 def step_logits(

@@ -62,6 +62,12 @@ def _expect_usable(frame: DataFrame, config: PrepareConfig) -> None:
             "prepare.event_values: got none, expected what each event is worth, such as {view: 1, buy: 3}, "
             "as the interactions have events and no ratings"
         )
+    least = config.liked_at_least
+    if least is not None and least > 1.0 and c.RATING not in has and not config.event_values:
+        raise ConfigError(
+            f"prepare.liked_at_least: got {least:g}, expected null, as the interactions have no {c.RATING} and no "
+            f"{c.EVENT} with a worth, so that each is worth 1; or name their column in prepare.interactions.columns"
+        )
     if config.split.by == "global_time" and c.TIMESTAMP not in has:
         raise ConfigError(
             "prepare.split.by: got global_time, expected user_time, leave_last_out or random, "

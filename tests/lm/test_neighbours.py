@@ -194,6 +194,9 @@ def test_the_choice_for_lists_helps_where_users_meet_what_others_met() -> None:
     assert taken(known, seen, popular) is None  # a list would hold none of them
     nobody = [replace(one, items=one.items[:0], history_labels=one.history_labels[:0]) for one in questions]
     assert taken(known, nobody, popular) is None
+    twice = taken(known, questions, replace(popular, offset=2 * popular.offset))
+    assert twice is not None  # a weight counts in units of the factors that it stands beside
+    assert twice.weight == pytest.approx(2 * found.weight, rel=1e-2)
 
 
 def camps() -> tuple[Sequences, list[Question]]:

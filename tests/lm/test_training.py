@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -156,6 +157,20 @@ def test_bias_terms_start_at_the_shrunk_log_odds():
         torch.tensor([[2 * expected, expected], [expected, expected]]),
         check_dtype=False,
     )
+
+
+@pytest.mark.parametrize("n_disliked", [0, 1])
+def test_bias_terms_of_a_large_log_in_which_all_is_liked_are_finite(n_disliked: int):
+    """Purchases alone: with half a dislike for each million likes there is no room left in float32."""
+    counts = np.array([1, 50, 5_000, 900_000, 2_000_000], dtype=np.float32)
+    likes = counts - np.array([0, 0, 0, 0, n_disliked], dtype=np.float32)
+    item = BiasTerms((counts, likes), (counts, likes)).item.detach().double().numpy()
+    level = Fraction(int(likes.sum()) * 2 + 1, 2 * n_disliked + 1)
+    for got, count, liked in zip(item, counts, likes, strict=True):
+        rows = Fraction(int(counts.sum()) + 1)
+        like, dislike = (Fraction(2 * n + 1, 2) / rows for n in (int(likes.sum()), n_disliked))
+        odds = (int(liked) + 5 * like) / (int(count - liked) + 5 * dislike)
+        assert got == pytest.approx(math.log(odds) - math.log(level), rel=1e-4, abs=1e-4)
 
 
 def test_bias_terms_drop_out_in_training_only():
