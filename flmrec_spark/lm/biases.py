@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,6 +16,19 @@ from flmrec_spark.lm import manifest
 
 _FILE = "biases.parquet"
 _SCHEMA = pa.schema([("kind", pa.string()), ("id", pa.string()), ("bias", pa.float32())])
+_SHRINK = 5.0  # interactions that an average user or item counts for
+
+
+def shrunk_log_odds(counts: npt.ArrayLike, likes: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Where offsets start: the shrunk log-odds of each id (n,) of being liked, less those of all rows; 0 without rows.
+
+    Each side is counted by itself, in float64, so that they are finite where all of many rows are liked.
+    """
+    rows, liked = np.asarray(counts, dtype=np.float64), np.asarray(likes, dtype=np.float64)
+    sides = np.stack([liked, rows - liked])
+    shares = (sides.sum(1, keepdims=True) + 0.5) / (sides.sum() + 1.0)
+    logs = np.log(sides + _SHRINK * shares) - np.log(shares)
+    return np.where(rows > 0, logs[0] - logs[1], 0.0).astype(np.float32)
 
 
 @dataclass(frozen=True)

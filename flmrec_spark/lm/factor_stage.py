@@ -131,8 +131,8 @@ def _with_neighbours(
     """
     (factors, early), (later, late) = first, second
     objective, spectrum_of = (RATING, Spectrum.of_labels) if allowed is None else (LISTING, Spectrum.of_met)
-    spectrum, whole = (spectrum_of(known.sequences, dimension, seed=seed) for known in (early, late))
-    if spectrum is None or whole is None:
+    spectrum = spectrum_of(early.sequences, dimension, seed=seed)
+    if spectrum is None:
         return factors, later, {}
     if allowed is None:
         bias = np.append(early.sequences.item_log_odds(), np.float32(0)) + factors.offset
@@ -145,6 +145,8 @@ def _with_neighbours(
         return factors, later, {}
     losses = choice.log_loss, choice.log_loss_without
     log.info("factors: %s: neighbours: log-loss %.4f, without %.4f", objective, *losses)
+    whole = spectrum_of(late.sequences, dimension, seed=seed)
+    assert whole is not None
     near, newer = (one.neighbours(choice.penalty, choice.weight) for one in (spectrum, whole))
     newer = neighbours.turned(newer, near, early.places(late.items))
     told = {"neighbours_log_loss": choice.log_loss, "log_loss_without": choice.log_loss_without}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,9 @@ from flmrec_spark import metrics
 from flmrec_spark.lm.blending import fit_logistic, sigmoid
 from flmrec_spark.lm.collaborative import Bools, Factors, Floats, Places
 from flmrec_spark.lm.factor_validation import Question
-from flmrec_spark.lm.neighbours import Spectrum
+from flmrec_spark.lm.neighbours import Neighbours, Spectrum
 
-_Sides = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+Values = npt.NDArray[np.floating[Any]]
 
 _PENALTIES = np.logspace(-1, 2.5, 8)  # in mean squares of a singular value
 _FEWEST = 50  # held-out rows below which nothing is fitted
@@ -52,22 +53,15 @@ def choose_for_ratings(
     known = [own.scores(own.taste(one.items, one.history_labels), one.targets) for one in asked]
     base = np.column_stack([np.concatenate(known), user_offset[users]])
 
-    def fit(columns: npt.NDArray[np.float64]) -> tuple[Sequence[float], float]:
-        weights, intercept = fit_logistic(columns, labels)
-        return weights, metrics.log_loss(labels, sigmoid(columns @ weights + intercept))
+    def term(near: Neighbours) -> Values:
+        return np.concatenate([near.target[one.targets] @ near.taste(one.items, one.history_labels) for one in asked])
 
-    _, without = fit(base)
-    found: Choice | None = None
-    for penalty in _PENALTIES.tolist():
-        near = spectrum.neighbours(penalty, 1.0)
-        term = np.concatenate([near.target[one.targets] @ near.taste(one.items, one.history_labels) for one in asked])
-        size = float(term.std())
-        if size == 0:
-            continue
-        weights, loss = fit(np.column_stack([base, term / size]))
-        if weights[0] > 0 and weights[-1] > 0 and loss < (without if found is None else found.log_loss):
-            found = Choice(penalty, float(weights[-1] / size / weights[0]), loss, without)
-    return found
+    def fit(term: Values | None) -> tuple[Sequence[float], float]:
+        columns = base if term is None else np.column_stack([base, term])
+        weights, intercept = fit_logistic(columns, labels)
+        return (weights[0], weights[-1]), metrics.log_loss(labels, sigmoid(columns @ weights + intercept))
+
+    return _likeliest(spectrum, term, fit)
 
 
 def choose_for_lists(
@@ -80,31 +74,40 @@ def choose_for_lists(
     contest = _Contest.of(questions, allowed)
     if contest is None:
         return None
-    base = contest.scores(lambda one: (factors.taste(one.items, one.history_labels), factors.vectors))
-    offsets = [factors.offset[places] for places in (contest.liked, contest.others)]
-    base = base[0] + offsets[0], base[1] + offsets[1]
-    _, without = contest.fitted([base])
+    base = contest.values(lambda one, items: factors.scores(factors.taste(one.items, one.history_labels), items))
+
+    def term(near: Neighbours) -> Values:
+        return contest.values(lambda one, items: near.target[items] @ near.taste(one.items, one.history_labels))
+
+    return _likeliest(spectrum, term, lambda term: contest.fitted([base] if term is None else [base, term]))
+
+
+def _likeliest(
+    spectrum: Spectrum,
+    term_of: Callable[[Neighbours], Values],
+    fit: Callable[[Values | None], tuple[Sequence[float], float]],
+) -> Choice | None:
+    """Of all penalties; `fit` gives the weights of the factors and of a term, or of the factors alone, and the loss."""
+    _, without = fit(None)
     found: Choice | None = None
     for penalty in _PENALTIES.tolist():
-        near = spectrum.neighbours(penalty, 1.0)
-        term = contest.scores(lambda one: (near.taste(one.items, one.history_labels), near.target.__getitem__))  # noqa: B023  called at once
-        size = float(np.append(*term).std())
+        term = term_of(spectrum.neighbours(penalty, 1.0))
+        size = float(term.std())
         if size == 0:
             continue
-        weights, loss = contest.fitted([base, (term[0] / size, term[1] / size)])
+        weights, loss = fit(term / size)
         if min(weights) > 0 and loss < (without if found is None else found.log_loss):
-            found = Choice(penalty, weights[1] / size / weights[0], loss, without)
+            found = Choice(penalty, float(weights[1] / size / weights[0]), loss, without)
     return found
 
 
 @dataclass(frozen=True)
 class _Contest:
-    """Items liked next (R,), each with its place among the asked users, and others (U, M) that a list could hold."""
+    """What each of U users liked next, R items in all, and M others of each that a list could hold."""
 
     asked: Sequence[Question]
-    liked: Places
-    users: Places
-    others: Places
+    liked: Sequence[Places]  # of each user
+    others: Places  # (U, M)
 
     @classmethod
     def of(cls, questions: Sequence[Question], allowed: Bools) -> _Contest | None:
@@ -119,39 +122,33 @@ class _Contest:
                 liked.append(relevant)
                 random = np.random.default_rng([_DRAWN, row])
                 others.append(random.choice(np.flatnonzero(left), size=_DRAWN))  # with repeats: every row as long
-        if sum(len(one) for one in liked) < _FEWEST:
-            return None
-        users = np.repeat(np.arange(len(asked)), [len(one) for one in liked])
-        return cls(asked, np.concatenate(liked), users, np.stack(others))
+        return cls(asked, liked, np.stack(others)) if sum(len(one) for one in liked) >= _FEWEST else None
 
-    def scores(self, side: Callable[[Question], tuple[Floats, Callable[[Places], Floats]]]) -> _Sides:
-        """Products of each user's vector and the items', of the liked (R,) and the others (U, M)."""
-        liked, others = np.zeros(len(self.liked)), np.zeros(self.others.shape)
-        for place, one in enumerate(self.asked):
-            taste, vectors = side(one)
-            own = self.users == place
-            liked[own] = vectors(self.liked[own]) @ taste
-            others[place] = vectors(self.others[place]) @ taste
-        return liked, others
+    def values(self, of: Callable[[Question, Places], Values]) -> Values:
+        """(R + U M,) of the liked, then of the others."""
+        asked = zip(self.asked, self.liked, self.others, strict=True)
+        each = [of(one, np.append(liked, others)) for one, liked, others in asked]
+        return np.concatenate([*(one[:-_DRAWN] for one in each), *(one[-_DRAWN:] for one in each)]).astype(np.float64)
 
-    def fitted(self, parts: Sequence[_Sides]) -> tuple[list[float], float]:
+    def fitted(self, parts: Sequence[Values]) -> tuple[list[float], float]:
         """Weights >= 0 of the parts, and the loss, which is convex in them."""
         from scipy.optimize import minimize
 
-        liked, others = np.stack([part[0] for part in parts]), np.stack([part[1] for part in parts])
-        shares = 1.0 / np.bincount(self.users)[self.users] / len(self.asked)
+        sizes = np.array([len(one) for one in self.liked])
+        users, n_liked = np.repeat(np.arange(len(sizes)), sizes), int(sizes.sum())
+        liked = np.stack([part[:n_liked] for part in parts])
+        others = np.stack([part[n_liked:].reshape(self.others.shape) for part in parts])
+        shares = 1.0 / (sizes[users] * len(sizes))
 
-        def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        def loss(weights: Values) -> tuple[float, Values]:
             own, rest = weights @ liked, np.tensordot(weights, others, 1)
-            top = np.maximum(rest.max(1)[self.users], own)
             peak = rest.max(1, keepdims=True)
             odds = np.exp(rest - peak)
             total = odds.sum(1)
             pull = (others * odds).sum(2) / total  # (parts, U): mean of the others by their odds
-            rest_log = (np.log(total) + peak[:, 0])[self.users]
-            whole = top + np.log(np.exp(rest_log - top) + np.exp(own - top))
-            share_of_rest = np.exp(rest_log - whole)
-            gradient = (pull[:, self.users] - liked) * share_of_rest
+            rest_log = (np.log(total) + peak[:, 0])[users]
+            whole = np.logaddexp(rest_log, own)
+            gradient = (pull[:, users] - liked) * np.exp(rest_log - whole)
             return float((whole - own) @ shares), gradient @ shares
 
         start = np.ones(len(parts))

@@ -78,7 +78,7 @@ class Spectrum:
     @classmethod
     def of_met(cls, sequences: Sequences, dimension: int, *, seed: int) -> Spectrum | None:
         """Of lists; None where there are fewer than two users or items."""
-        found = _decomposed(sequences, np.ones(len(sequences.items)), dimension, seed, is_once=True)
+        found = _decomposed(sequences, None, dimension, seed)
         return None if found is None else cls(*found, None)
 
     def neighbours(self, penalty: float, weight: float) -> Neighbours:
@@ -113,12 +113,9 @@ def turned(near: Neighbours, other: Neighbours, places: Places) -> Neighbours:
 
 
 def _decomposed(
-    sequences: Sequences, values: npt.NDArray[np.float64], dimension: int, seed: int, *, is_once: bool = False
+    sequences: Sequences, values: npt.NDArray[np.float64] | None, dimension: int, seed: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
-    """Right singular vectors (N, d) and values (d,) of the sparse matrix of the rows' values.
-
-    `is_once`: a pair that stands in several rows has the value 1, not their sum.
-    """
+    """Right singular vectors (N, d) and values (d,) of the sparse matrix of the rows' values, or of 1 for each pair."""
     from scipy.sparse import csr_array  # here: a second, and what scores learns nothing
     from sklearn.utils.extmath import randomized_svd
 
@@ -126,9 +123,10 @@ def _decomposed(
     size = min(dimension, min(shape) - 1)
     if size < 1:
         return None
-    matrix = csr_array((values, (sequences.users, sequences.items)), shape=shape)
-    if is_once:
-        matrix.data[:] = 1.0
+    own = np.ones(len(sequences.items)) if values is None else values
+    matrix = csr_array((own, (sequences.users, sequences.items)), shape=shape)
+    if values is None:
+        matrix.data[:] = 1.0  # in however many rows it stands
     _, some, directions = randomized_svd(matrix, size, random_state=seed)
     vectors, sizes = np.zeros((shape[1], dimension)), np.zeros(dimension)
     vectors[:, :size], sizes[:size] = directions.T, some

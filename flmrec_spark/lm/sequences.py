@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from flmrec_spark.lm.biases import shrunk_log_odds
 from flmrec_spark.lm.collaborative import Bools, Floats, Places, rows_of
-
-_SHRINK = 5.0  # interactions that an average user or item counts for
 
 Index = npt.NDArray[np.int64]
 
@@ -126,11 +125,8 @@ class Sequences:
         return np.log1p(np.bincount(self.items[self.liked], minlength=self.n_items)).astype(np.float32)
 
     def _log_odds(self, places: Any, n: int) -> Floats:
-        counts = np.bincount(places, minlength=n)
         likes = np.bincount(places, weights=self.liked, minlength=n)
-        share = (float(self.liked.sum()) + 0.5) / (len(self.liked) + 1.0)
-        rate = (likes + _SHRINK * share) / (counts + _SHRINK)
-        return np.where(counts > 0, np.log(rate / (1 - rate)) - self.level(), 0.0).astype(np.float32)
+        return shrunk_log_odds(np.bincount(places, minlength=n), likes)
 
 
 def _counted(sizes: Any) -> Any:

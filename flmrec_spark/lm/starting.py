@@ -33,8 +33,6 @@ def build_model(config: Config, segmenter: Segmenter, *, n_factors: int = 0) -> 
         keep_layers(backbone, config.model.keep_layers)
     n_layers = family_of(backbone).n_layers
     join_layer = n_layers - 1 if config.model.join_layer == "last" else config.model.join_layer
-    if config.model.join == "attention":
-        join_layer = n_layers - 1
     model = SegmentedModel(
         backbone,
         join=config.model.join,

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm.batches import Step
-from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.biases import Biases, shrunk_log_odds
 from flmrec_spark.lm.collaborative import LISTING, RATING
 from flmrec_spark.lm.dataset import Floats
 from flmrec_spark.lm.layers import layer_of, n_layers
@@ -29,7 +29,6 @@ from flmrec_spark.lm.terms import Shown, Terms
 
 _BUCKET_TOKENS = 8
 _EMBEDDING = re.compile(r"embed|wte|wpe|shared")
-_SHRINK = 5.0  # interactions that an average user or item counts for, in the biases before training
 
 
 class BiasTerms(nn.Module):
@@ -41,8 +40,8 @@ class BiasTerms(nn.Module):
 
     def __init__(self, users: tuple[Floats, Floats] | None, items: tuple[Floats, Floats] | None) -> None:
         super().__init__()
-        self.user = nn.Parameter(torch.from_numpy(_log_odds(*users)) if users else torch.zeros(0))
-        self.item = nn.Parameter(torch.from_numpy(_log_odds(*items)) if items else torch.zeros(0))
+        self.user = nn.Parameter(torch.from_numpy(shrunk_log_odds(*users)) if users else torch.zeros(0))
+        self.item = nn.Parameter(torch.from_numpy(shrunk_log_odds(*items)) if items else torch.zeros(0))
 
     def forward(self, users: Tensor, items: Tensor, dropout: float, is_shown: Tensor | None = None) -> Tensor | float:
         """users (B,), items (B, G) -> offsets (B, G); in training a share of the terms is 0, as for unknown ids.
@@ -63,14 +62,6 @@ class BiasTerms(nn.Module):
             return Biases({}, {})
         user, item = self.user.detach().tolist(), self.item.detach().tolist()
         return Biases(dict(zip(user_ids, user, strict=True)), dict(zip(item_ids, item, strict=True)))
-
-
-def _log_odds(counts: Floats, likes: Floats) -> Floats:
-    """Shrunk log-odds less those of all rows; each side is counted by itself, so that where all are liked none ends."""
-    sides = np.stack([likes, counts.astype(np.float64) - likes])
-    shares = (sides.sum(1, keepdims=True) + 0.5) / (sides.sum() + 1.0)
-    logs = np.log(sides + _SHRINK * shares) - np.log(shares)
-    return np.where(counts > 0, logs[0] - logs[1], 0.0).astype(np.float32)
 
 
 def step_logits(

@@ -201,14 +201,17 @@ def test_the_value_is_the_rating_or_the_worth_or_one(spark: SparkSession) -> Non
     assert [(row.value, row.is_liked, row.rating, row.event) for row in bare] == [(1.0, True, None, None)]
 
 
-def test_events_without_worth_and_global_time_without_times_are_config_errors(spark: SparkSession) -> None:
-    with pytest.raises(ConfigError, match=r"prepare.event_values: got none, expected what each event is worth"):
-        clean_interactions(given(spark, "user_id item_id event", [("u", "i", "view")]), config(), items=None)
+def test_a_threshold_with_nothing_to_compare_is_a_config_error(spark: SparkSession) -> None:
     no_worth = r"prepare.liked_at_least: got 4, expected null, as the .* have no rating and no event"
     with pytest.raises(ConfigError, match=no_worth):
         clean_interactions(
             given(spark, "user_id item_id Rating", [("u", "i", "5")]), config(liked_at_least=4.0), items=None
         )
+
+
+def test_events_without_worth_and_global_time_without_times_are_config_errors(spark: SparkSession) -> None:
+    with pytest.raises(ConfigError, match=r"prepare.event_values: got none, expected what each event is worth"):
+        clean_interactions(given(spark, "user_id item_id event", [("u", "i", "view")]), config(), items=None)
     with pytest.raises(ConfigError, match=r"prepare.split.by: got global_time, expected user_time.*no timestamp"):
         by_time = config(split={"by": "global_time"})
         clean_interactions(given(spark, "user_id item_id", [("u", "i")]), by_time, items=None)
