@@ -15,7 +15,7 @@ from flmrec_spark.prompts import load_template
 from flmrec_spark.ship import filter_digest, settled
 from flmrec_spark.stages import partitions, scores
 from flmrec_spark.stages.diversity import checked, told
-from flmrec_spark.stages.hybrid import FLM
+from flmrec_spark.stages.hybrid import FLM, HYBRID
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
 from flmrec_spark.tables.delta import content_digest
@@ -44,7 +44,8 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
         job.versions["diversity"] = told(diversity)
     if strategy != FLM:
         compares = diversity is not None and diversity.relevance < 1
-        made_by = depends_on(strategy, names=job.config.evaluate.baselines, compares_texts=compares, tools=tools(job))
+        names = job.config.evaluate.baselines if strategy == HYBRID else [strategy]
+        made_by = [strategy, *depends_on(names, compares_texts=compares and strategy != HYBRID, tools=tools(job))]
     if candidates is not None:
         job.inputs["candidates"] = content_digest(candidates)
     settings = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -219,7 +220,8 @@ class EvaluateConfig(Section):
             raise ValueError(f"against: got {self.against!r}, expected one of the baselines {self.baselines}")
         return self
 
-    @property
-    def compared_with(self) -> str:
-        """The model that every other one is compared with; flm when there is no baseline."""
-        return self.against or ("item_mean" if "item_mean" in self.baselines else [*self.baselines, "flm"][0])
+    def compared_with(self, fitted: Sequence[str]) -> str:
+        """Of the baselines that could be fitted, the one that the others are compared with; flm when there is none."""
+        if self.against is not None and self.against in fitted:
+            return self.against
+        return "item_mean" if "item_mean" in fitted else [*fitted, "flm"][0]

@@ -1,8 +1,7 @@
 """Fits the baselines, and the stack of flm and them on the valid split.
 
-The parts know train alone: the baselines are fitted on it anew, histories are from it, and what fine-tuning added to
-the bias terms from the valid split is taken away again. The checkpoint's early stopping and its calibration, two
-numbers, have seen the same valid rows.
+The parts know train alone: the baselines are fitted on it anew, histories are from it, and the checkpoint answers with
+the factors and bias terms of train. Its early stopping and its calibration, a few numbers, have seen the valid rows.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -24,7 +22,7 @@ from flmrec_spark.fitting import Tools, fit_all, reranker, send
 from flmrec_spark.stages import evaluation, hybrid
 from flmrec_spark.stages.baselines import stacker
 from flmrec_spark.stages.baselines.collect import world_of
-from flmrec_spark.stages.baselines.world import Bools, Places, World
+from flmrec_spark.stages.baselines.world import World
 from flmrec_spark.stages.models import Models, Stackers
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.stages.user_prompts import user_prompts
@@ -98,31 +96,9 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     )
     seen = prompts.select(c.USER_ID, F.explode(c.EXCLUDED).alias(c.ITEM_ID)).toArrow()
     spread = evaluation.pointwise_prompts(prompts, asked).repartition(partitions, c.USER_ID)
-    moved = _moved(world, prepared.world((c.TRAIN, c.VALID)))
-    answered = hybrid.features(spread, shipped, packed, moved=moved).toArrow()
+    answered = hybrid.features(spread, shipped, packed).toArrow()
     answered = answered.sort_by([(c.USER_ID, "ascending"), (c.ITEM_ID, "ascending")])
     return replace(models, stackers=_fitted(answered, rows, seen))
-
-
-def _moved(train: World, early: World) -> hybrid.Moved:
-    """What fine-tuning adds to the bias terms for the valid split, see `lm.trainer`."""
-    from flmrec_spark.lm.training import BiasTerms  # here: no other strategy needs torch
-
-    ids = early.user_ids
-    places = {user: place for place, user in enumerate(ids)}
-    of_train = np.array([places[user] for user in train.user_ids], dtype=np.int64)[train.users]
-    before, after = (
-        BiasTerms(_counts(users, world.liked, len(ids)), _counts(world.items, world.liked, len(world.item_ids)))
-        for users, world in ((of_train, train), (early.users, early))
-    )
-    user, item = ((getattr(after, name) - getattr(before, name)).detach().double().numpy() for name in ("user", "item"))
-    return hybrid.Moved(dict(zip(ids, user.tolist(), strict=True)), item)
-
-
-def _counts(places: Places, liked: Bools, n: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Interactions and likes by place, (n,) each."""
-    rows, likes = np.bincount(places, minlength=n), np.bincount(places, weights=liked, minlength=n)
-    return rows.astype(np.float32), likes.astype(np.float32)
 
 
 def _asked(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
@@ -161,8 +137,8 @@ def _fitted(answered: pa.Table, rows: pa.Table, seen: pa.Table) -> Stackers:
     ranking = stacker.fit(features[listed], is_relevant, weights=weights)
     places = np.array([place for place, _, _ in known_rows], dtype=np.int64)
     labels = np.array([is_liked for _, is_liked, _ in known_rows], dtype=bool)
-    one_label = len(np.unique(labels)) < 2  # such as purchases alone: all are liked
-    return Stackers(ranking if one_label else stacker.fit(features[places], labels), ranking)
+    has_both = len(np.unique(labels)) == 2
+    return Stackers(stacker.fit(features[places], labels) if has_both else None, ranking)
 
 
 def _pairs(table: pa.Table) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ Nothing is fitted before lists are asked for, so a run that goes on from its sta
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark.config import DiversityConfig, ScoreConfig
-from flmrec_spark.errors import CheckpointError, InputError
+from flmrec_spark.errors import InputError
 from flmrec_spark.fitting import Tools, fit, listed_items, reranker, send
+from flmrec_spark.lm import manifest
 from flmrec_spark.ship import listable
 from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
 from flmrec_spark.stages.baselines.lists import MODEL, lists
@@ -170,23 +170,18 @@ def _like(shipped: Shipped, other: Shipped) -> Shipped:
     return replace(shipped, bundle=replace(shipped.bundle, precision=other.bundle.precision))
 
 
-def depends_on(strategy: str, *, names: Sequence[str], tools: Tools, compares_texts: bool = False) -> list[str]:
-    """What lists of a strategy other than flm depend on besides tables, checkpoint and `score`.
+def depends_on(names: Sequence[str], *, tools: Tools, compares_texts: bool = False) -> list[str]:
+    """What baselines' lists depend on besides tables and `score`.
 
     Args:
-      compares_texts: diversity compares the items, which for a baseline it does by their texts.
+      compares_texts: diversity compares the items of a baseline's list, which it does by their texts.
 
     Raises:
       CheckpointError: `content_lm` takes part and its model is not there.
     """
-    parts = list(names) if strategy == HYBRID else [strategy]
-    found = [strategy, *parts]
-    if any(part.startswith("content_") for part in parts) or (compares_texts and strategy != HYBRID):
+    found = list(names)
+    if any(name.startswith("content_") for name in names) or compares_texts:
         found.append(tools.template.to_yaml())
-    if "content_lm" in parts:
-        file = Path(tools.model_path) / "model.safetensors"
-        if not file.is_file():
-            raise CheckpointError(f"{file}: not found, expected a pretrained model with safetensors weights")
-        with file.open("rb") as stream:
-            found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    if "content_lm" in names:
+        found += [digest for _, digest in manifest.pretrained_files(Path(tools.model_path))]
     return found

@@ -25,14 +25,13 @@ from rich.console import Console
 from flmrec_spark import columns as c
 from flmrec_spark.bootstrap import Array
 from flmrec_spark.errors import InputError
-from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job, run
 from flmrec_spark.measuring import HISTORY_SPLITS, Inputs, diverse_lists, inputs_of, kept_in_memory
-from flmrec_spark.prompts import load_template
 from flmrec_spark.report import page, stored
 from flmrec_spark.report.console import WIDTH, report
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.publish import publish
+from flmrec_spark.scoring import tools
 from flmrec_spark.ship import load_libraries, settled, ship
 from flmrec_spark.stacking import Prepared, fit_models, with_stack
 from flmrec_spark.stages import evaluation
@@ -40,8 +39,9 @@ from flmrec_spark.stages.baselines.lists import MODEL
 from flmrec_spark.stages.diversity import Diverse, diversified
 from flmrec_spark.stages.hybrid import FLM, HYBRID
 from flmrec_spark.stages.measurements import Measurement, measure, pairs
-from flmrec_spark.stages.models import WITH_PROBABILITY, Models, answered, listed
+from flmrec_spark.stages.models import Models, answered, listed
 from flmrec_spark.stages.scores import Shipped, scores
+from flmrec_spark.strategies import depends_on
 from flmrec_spark.tables.delta import run_predicate
 
 INPUTS = ("interactions", "items", "users")
@@ -77,15 +77,19 @@ def evaluate(job: Job) -> None:
     Console(width=WIDTH).print(report(measured, models=names, title=title, diverse=chosen))
     if job.files["report"] is not None:
         with job.timed("report"):
-            result = Result(measured, names, config.compared_with, {HYBRID}, chosen, job.versions.get("diversity", ""))
+            against = config.compared_with([name for name in config.baselines if name in known])
+            result = Result(measured, names, against, {HYBRID}, chosen, job.versions.get("diversity", ""))
             _publish(job, shipped, result, job.files["report"])
 
 
 def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measurement]:
     """The measurements, read back when a finished run of this id has made them; its counts are the job's then."""
     config, precision = job.config.evaluate, job.config.score.precision
+    strategy = job.config.score.strategy
+    compares = diverse is not None and strategy in config.baselines
+    made_by = depends_on(config.baselines, tools=tools(job), compares_texts=compares)
     made_of = stored.fingerprint(
-        job.tables, job.inputs, config, precision=precision, diverse=diverse, strategy=job.config.score.strategy
+        job.tables, job.inputs, config, precision=precision, diverse=diverse, strategy=strategy, made_by=made_by
     )
     job.run_id = job.run_id or f"evaluate-{made_of}"
     measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
@@ -103,7 +107,7 @@ def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None)
 
 
 def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measurement]:
-    """Every metric; flm less each other model, the hybrid likewise, and each of them less `evaluate.against`.
+    """Every metric; flm less each other model, the hybrid likewise, each of them less `evaluate.against`, if fitted.
 
     Diverse lists have no probabilities of their own, and are compared with the plain lists of their model.
     """
@@ -119,13 +123,13 @@ def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measu
             rows = _scored_rows(job, inputs, models)
         with job.timed("score lists"):
             asked, lists = _lists(job, inputs, models, rows, kept)
-    compared = pairs(models.names, config.compared_with)
+    compared = pairs(models.names, config.compared_with(models.baselines))
     compared += [(HYBRID, name) for name in models.baselines if models.stackers is not None]
     compared += models.plain.items()
     with job.timed("measure"):
         names = [*models.names, *models.plain]
         answers = evaluation.answers_of_all(
-            asked, rows, lists, names, with_probability=WITH_PROBABILITY, cutoffs=inputs.cutoffs
+            asked, rows, lists, names, with_probability=models.with_probability, cutoffs=inputs.cutoffs
         )
         return measure(
             asked.world,
@@ -141,7 +145,6 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     """Baselines are fitted on what the histories are from."""
     config = job.config.evaluate
     prepared = Prepared(*[job.tables.read(name) for name in ("interactions", "items", "users")])
-    tools = Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
     splits = HISTORY_SPLITS[config.split]
     diversity, published = None if diverse is None else diverse.config, job.config.score.strategy
     models = fit_models(
@@ -150,7 +153,7 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         names=config.baselines,
         history_splits=splits,
         diversity=diversity if published in config.baselines else None,
-        tools=tools,
+        tools=tools(job),
         timed=job.timed,
     )
     models = replace(models, diverse=diverse, published=published)
@@ -158,7 +161,7 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         return models
     try:
         with job.timed("fit hybrid"):
-            return with_stack(models, prepared, shipped=shipped, tools=tools, partitions=_partitions(job))
+            return with_stack(models, prepared, shipped=shipped, tools=tools(job), partitions=_partitions(job))
     except InputError as fault:
         log.warning("evaluate: %s; the hybrid is left out", fault)
         return models

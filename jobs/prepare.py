@@ -26,7 +26,7 @@ from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_user
 from flmrec_spark.stages.examples import build_examples
 from flmrec_spark.stages.interactions import clean_interactions
 from flmrec_spark.stages.rejects import REFUSED, accepted, rejects
-from flmrec_spark.stages.splits import FORWARD, with_moments, with_splits
+from flmrec_spark.stages.splits import with_moments, with_splits
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
@@ -176,7 +176,6 @@ def _write(job: Job, stack: ExitStack, *, kept: Mapping[str, DataFrame]) -> Spli
     with job.timed("examples"):
         made = build_examples(
             interactions,
-            is_forward=config.split.by in FORWARD,
             history_length=job.config.prompts.history_length,
             targets_per_example=config.targets_per_example,
         )

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from flmrec_spark import errors
 from flmrec_spark.config import Config, known_keys, load_config
 from flmrec_spark.errors import ConfigError, FlmrecError
+from flmrec_spark.sections import EvaluateConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "conf").glob("*.yaml"))
@@ -263,3 +264,11 @@ def test_every_error_has_its_documented_exit_code() -> None:
     kinds = [FlmrecError, *FlmrecError.__subclasses__()]
     assert {kind.__name__: str(kind.exit_code) for kind in kinds} == documented
     assert len({kind.exit_code for kind in kinds}) == len(kinds) == 8
+
+
+def test_differences_are_taken_to_the_named_baseline_or_where_it_could_not_be_fitted_to_another() -> None:
+    named, default = EvaluateConfig(against="ease"), EvaluateConfig()
+    assert named.compared_with(["ease", "item_mean"]) == "ease"
+    assert named.compared_with(["als", "item_mean"]) == default.compared_with(["als", "item_mean"]) == "item_mean"
+    assert default.compared_with(["als", "popularity"]) == "als"
+    assert default.compared_with([]) == "flm"

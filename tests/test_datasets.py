@@ -155,6 +155,10 @@ def test_held_out_items_are_known_by_their_text_alone(new_items: Path) -> None:
     assert not splits["test"] & (splits["train"] | splits["valid"])
     biased = pq.read_table(new_items.parent / "checkpoint" / "biases.parquet").to_pylist()
     assert {row["bias"] for row in biased if row["kind"] == "item" and row["id"] in splits["test"]} == {0.0}
+    of_train = pq.read_table(new_items.parent / "checkpoint" / "biases.train.parquet").to_pylist()
+    in_valid = [(row["id"], row["bias"]) for row in of_train if row["kind"] == "item" and row["id"] in splits["valid"]]
+    assert in_valid == [(item, 0.0) for item in sorted(splits["valid"])]
+    assert any(row["bias"] for row in biased if row["kind"] == "item" and row["id"] in splits["valid"])
     for metric, k in (("auc", 0), ("recall", 3)):
         assert found["flm", metric, k, "cold items"]["value"] == found["flm", metric, k, "all"]["value"] is not None
         assert found["flm", metric, k, "warm items"]["value"] is None

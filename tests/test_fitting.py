@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 from unittest.mock import Mock
 
 import pytest
 
 from flmrec_spark import fitting, sections
+from flmrec_spark.errors import CheckpointError
 from flmrec_spark.fitting import FITS, Tools, fit_all
 from flmrec_spark.prompts import load_template
 from flmrec_spark.stages.baselines import neighbours
 from flmrec_spark.stages.models import WITH_PROBABILITY, WITHOUT_LISTS
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
 from tests.small_world import world_of
+from tests.tiny import save_tiny
 
 TOOLS = Tools(Mock(), load_template("en"), "nowhere")
 
@@ -40,8 +44,21 @@ def test_a_baseline_that_a_world_is_too_large_for_is_left_out(
     assert "ease: got 6 items, expected at most 3" in caplog.text
 
 
-def test_content_depends_on_the_template_and_a_hybrid_on_its_parts() -> None:
-    assert depends_on("als", names=["ease"], tools=TOOLS) == ["als", "als"]
-    assert depends_on("hybrid", names=["ease", "als"], tools=TOOLS) == ["hybrid", "ease", "als"]
-    assert depends_on("content_tfidf", names=[], tools=TOOLS)[2:] == [TOOLS.template.to_yaml()]
+def test_content_depends_on_the_template_and_on_every_file_of_its_model(tmp_path: Path) -> None:
+    assert depends_on(["ease", "als"], tools=TOOLS) == ["ease", "als"]
+    assert depends_on(["content_tfidf"], tools=TOOLS) == ["content_tfidf", TOOLS.template.to_yaml()]
+    assert depends_on(["als"], tools=TOOLS, compares_texts=True) == ["als", TOOLS.template.to_yaml()]
+    with pytest.raises(CheckpointError, match="nowhere: not found, expected a pretrained model"):
+        depends_on(["content_lm"], tools=TOOLS)
+    folder = save_tiny(tmp_path / "model", max_shard_size="20KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    known = [depends_on(["content_lm"], tools=replace(TOOLS, model_path=str(folder)))]
+    for shard in shards:
+        shard.write_bytes(shard.read_bytes() + b" ")
+        known.append(depends_on(["content_lm"], tools=replace(TOOLS, model_path=str(folder))))
+    assert len({tuple(one) for one in known}) == len(known)
+
+
+def test_texts_are_what_the_template_makes_of_the_items() -> None:
     assert fitting.Tools(TOOLS.spark, TOOLS.template, "x").texts(world_of())[0].startswith("title a")

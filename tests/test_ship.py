@@ -129,6 +129,7 @@ FILES = (
     "backbone/config.json",
     "head.safetensors",
     "biases.parquet",
+    "biases.train.parquet",
     "calibration.json",
     "template.yaml",
     "tokenizer/tokenizer.json",
@@ -161,7 +162,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_format_is_told(
     foreign = Path(shutil.copytree(folder, tmp_path / "foreign"))
     content = json.loads((foreign / "manifest.json").read_text())
     (foreign / "manifest.json").write_text(json.dumps({**content, "format": 99}))
-    with pytest.raises(CheckpointError, match="got format 99, expected 1"):
+    with pytest.raises(CheckpointError, match="got format 99, expected 2"):
         shipped(checkpoint=foreign)
 
 

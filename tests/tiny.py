@@ -48,9 +48,9 @@ def tiny_bert(*, seed: int = 1, n_layers: int = 3) -> BertModel:
     return BertModel(config, add_pooling_layer=False).eval()
 
 
-def save_tiny(folder: Path, *, seed: int = 1, n_layers: int = 3) -> Path:
+def save_tiny(folder: Path, *, seed: int = 1, n_layers: int = 3, max_shard_size: str = "50GB") -> Path:
     """A pretrained folder, as `model.path` names one."""
-    tiny_bert(seed=seed, n_layers=n_layers).save_pretrained(folder)
+    tiny_bert(seed=seed, n_layers=n_layers).save_pretrained(folder, max_shard_size=max_shard_size)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from flmrec_spark.errors import CheckpointError
 from flmrec_spark.lm import manifest
 
-_FILE = "biases.parquet"
 _SCHEMA = pa.schema([("kind", pa.string()), ("id", pa.string()), ("bias", pa.float32())])
 _SHRINK = 5.0  # interactions that an average user or item counts for
 
@@ -38,18 +37,18 @@ class Biases:
     user: Mapping[str, float]
     item: Mapping[str, float]
 
-    def save(self, folder: Path) -> None:
+    def save(self, file: Path) -> None:
         rows = [(kind, *pair) for kind in ("user", "item") for pair in sorted(getattr(self, kind).items())]
         columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], []]
-        pq.write_table(pa.table(columns, schema=_SCHEMA), folder / _FILE)
+        pq.write_table(pa.table(columns, schema=_SCHEMA), file)
 
 
-def load(folder: Path) -> Biases:
+def load(file: Path) -> Biases:
     """Raises CheckpointError when the file is missing or damaged."""
     try:
-        table = pq.read_table(folder / _FILE, schema=_SCHEMA)
+        table = pq.read_table(file, schema=_SCHEMA)
     except (OSError, pa.ArrowException) as fault:
-        raise CheckpointError(f"{folder / _FILE}: not readable: {manifest.one_line(fault)}") from fault
+        raise CheckpointError(f"{file}: not readable: {manifest.one_line(fault)}") from fault
     found: dict[str, dict[str, float]] = {"user": {}, "item": {}}
     for kind, key, bias in zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True):
         found[kind][key] = bias

@@ -9,6 +9,9 @@ are fitted on the valid split: the probability by Platt's scaling (Platt 1999), 
 that an item is liked next rather than one of those that are not. So new items stand as high as they are liked: where
 what comes next is new, above all that is known. A model without a listing part has no score of its own: its lists stand
 in the order of the probability.
+
+Of a user without history the factors know offsets alone, and the text a profile at most, so that their weights are
+fitted apart from the others' where the valid split has enough users of both kinds.
 """
 
 from __future__ import annotations
@@ -62,6 +65,14 @@ class ListBlend:
         """Log-odds of the probability, listing logits, factors and is_new, broadcast -> float64 of that shape."""
         known = self.rating * rating + self.head * head + self.factors * factors + self.intercept
         return np.asarray(known + self.new * np.asarray(is_new, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How the two numbers are made of the parts."""
+
+    calibration: Calibration
+    listing: ListBlend | None  # None: lists stand in the order of the probability
 
 
 def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration:

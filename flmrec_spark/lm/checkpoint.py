@@ -5,6 +5,7 @@
     backbone/             the stock transformers model: config.json, model.safetensors or its shards
     head.safetensors      of each head w1, w2, the dot product's weight and the offset; the collaborative tokens' maps
     biases.parquet        kind (user, item), id, bias: the learned offsets; unknown ids have 0
+    biases.train.parquet  the same before the valid split was added to the counts behind them, to judge that split by
     factors/              of a training with them: collaborative factors learned from the train and valid split
     factors.train/        the same learned from the train split alone, by which the valid split can be judged
     calibration.json      how probability and score come from the parts, see lm.blending
@@ -34,7 +35,7 @@ from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import biases as bias_files
 from flmrec_spark.lm import factor_files, folders, manifest
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Calibration, ListBlend
+from flmrec_spark.lm.blending import Blend, Calibration, ListBlend
 from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
 from flmrec_spark.lm.families.loading import layout_of, load_backbone
 from flmrec_spark.lm.model import SegmentedModel
@@ -42,6 +43,7 @@ from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import Template, parse_template
 
 FACTORS, TRAIN_FACTORS = "factors", "factors.train"
+BIASES, TRAIN_BIASES = "biases.parquet", "biases.train.parquet"
 _VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
@@ -78,6 +80,7 @@ class Checkpoint:
     template: Template
     calibration: Calibration
     list_blend: ListBlend | None = None
+    new_users: Blend | None = None  # of users without history; None: as the others
 
     def segmenter(self) -> Segmenter:
         """Raises CheckpointError when the tokenizer does not load or is not the one of the training."""
@@ -125,8 +128,9 @@ class Checkpoint:
         """Learned factors, or None; `of_train`: those that have not seen the valid split."""
         return factor_files.load(self.folder / (TRAIN_FACTORS if of_train else FACTORS))
 
-    def biases(self) -> Biases:
-        return bias_files.load(self.folder)
+    def biases(self, *, of_train: bool = False) -> Biases:
+        """Learned offsets; `of_train`: those that have not seen the valid split."""
+        return bias_files.load(self.folder / (TRAIN_BIASES if of_train else BIASES))
 
 
 def save(
@@ -135,14 +139,19 @@ def save(
     model: SegmentedModel,
     segmenter: Segmenter,
     biases: Biases,
+    train_biases: Biases | None = None,
     calibration: Calibration,
     metrics: Mapping[str, object],
     config: Mapping[str, object],
     list_blend: ListBlend | None = None,
+    new_users: Blend | None = None,
     factors: FactorsOfSplits | None = None,
     write_adapter: Callable[[Path], None] | None = None,
 ) -> str:
-    """Writes a checkpoint, replacing one that is there; returns its digest. Raises as `folders.expect_room` does."""
+    """Writes a checkpoint, replacing one that is there; returns its digest.
+
+    Without `train_biases`, `biases` know nothing of the valid split. Raises as `folders.expect_room` does.
+    """
     target = Path(folder)
     folders.expect_room(target, mark=manifest.NAME)
     draft = target.with_name(target.name + ".draft")
@@ -155,7 +164,8 @@ def save(
         for name, one in ((FACTORS, factors.whole), (TRAIN_FACTORS, factors.train)):
             (draft / name).mkdir()
             factor_files.save(draft / name, one)
-    biases.save(draft)
+    biases.save(draft / BIASES)
+    (biases if train_biases is None else train_biases).save(draft / TRAIN_BIASES)
     (draft / "template.yaml").write_text(segmenter.template.to_yaml(), encoding="utf-8")
     settings = Settings(
         model.join,
@@ -169,7 +179,7 @@ def save(
         taste_length=0 if factors is None else factors.whole.history_length,
     )
     manifest.write_json(draft / "flmrec.json", {"settings": asdict(settings), "config": dict(config)})
-    told = {"rating": asdict(calibration), "listing": None if list_blend is None else asdict(list_blend)}
+    told = {**_told(Blend(calibration, list_blend)), "new_users": None if new_users is None else _told(new_users)}
     manifest.write_json(draft / "calibration.json", told)
     manifest.write_json(draft / "metrics.json", dict(metrics))
     if write_adapter is not None:
@@ -196,16 +206,29 @@ def read(folder: str | Path) -> Checkpoint:
     try:
         settings = Settings(**manifest.read_json(path / "flmrec.json")["settings"])
         told = manifest.read_json(path / "calibration.json")
-        calibration = Calibration(**told["rating"])
-        list_blend = None if told["listing"] is None else ListBlend(**told["listing"])
+        known, new = (None if part is None else _blend(part) for part in (told, told["new_users"]))
         text = (path / "template.yaml").read_text(encoding="utf-8")
         template = parse_template(text, where=str(path / "template.yaml"))
     except (KeyError, TypeError, OSError, UnicodeDecodeError, ConfigError) as fault:
         raise CheckpointError(f"{path}: not this project's: {manifest.one_line(fault)}") from fault
-    numbers = [*asdict(calibration).values(), *(asdict(list_blend).values() if list_blend else ())]
-    if not (calibration.slope > 0 and all(map(math.isfinite, numbers))):
-        raise CheckpointError(f"{path / 'calibration.json'}: got slope {calibration.slope}, expected above 0, finite")
-    return Checkpoint(path, manifest.digest_of(path), settings, template, calibration, list_blend)
+    for blend in (known, new):
+        parts = () if blend is None else (blend.calibration, blend.listing)
+        numbers = [number for part in parts if part is not None for number in asdict(part).values()]
+        if blend is not None and not (blend.calibration.slope > 0 and all(map(math.isfinite, numbers))):
+            slope = blend.calibration.slope
+            raise CheckpointError(f"{path / 'calibration.json'}: got slope {slope}, expected above 0, finite")
+    assert known is not None
+    return Checkpoint(path, manifest.digest_of(path), settings, template, known.calibration, known.listing, new)
+
+
+def _told(blend: Blend) -> dict[str, object]:
+    listing = None if blend.listing is None else asdict(blend.listing)
+    return {"rating": asdict(blend.calibration), "listing": listing}
+
+
+def _blend(told: Mapping[str, Any]) -> Blend:
+    listing = None if told["listing"] is None else ListBlend(**told["listing"])
+    return Blend(Calibration(**told["rating"]), listing)
 
 
 def head_tensors(model: SegmentedModel) -> dict[str, Tensor]:

@@ -76,17 +76,11 @@ class Examples:
     labels: Floats  # (R, width): 1 liked, 0 not
     n_cut: int  # interactions that did not fit the token budget, all prefixes together
     moments: Index  # (R,): the history lies strictly before it
+    is_new: npt.NDArray[np.bool_]  # (R,): the user has no history
     sources: list[Source] = field(default_factory=list)  # of each row, when they are kept
 
     def __len__(self) -> int:
         return len(self.prefixes)
-
-    def take(self, rows: Index) -> Examples:
-        """Some of the rows."""
-        prefixes = [self.prefixes[row] for row in rows]
-        sources = [self.sources[row] for row in rows] if self.sources else []
-        parts = (self.users[rows], self.targets[rows], self.labels[rows], self.n_cut, self.moments[rows])
-        return Examples(prefixes, *parts, sources)
 
 
 def read_tables(root: str | None) -> Prepared:
@@ -150,19 +144,22 @@ def examples(
     *,
     width: int | None,
     user_ids: Sequence[str],
+    only: Sequence[str] | None = None,
     keeps_sources: bool = False,
 ) -> Examples:
-    """Renders and tokenises the examples of a split.
+    """Renders and tokenises the examples of a split, or those of the users `only`.
 
     An example with more than `width` targets becomes several rows with the same prefix; None keeps it whole. A
     prompt that does not fit its budget even without history is left out, as scoring refuses it too.
     """
     table = prepared.tables["examples"].filter(pc.equal(prepared.tables["examples"][c.SPLIT], split))
+    if only is not None:
+        table = table.filter(pc.is_in(table[c.USER_ID], value_set=pa.array(only, pa.string())))
     table = table.sort_by([(c.USER_ID, "ascending"), (c.MOMENT, "ascending")])
     profiles = {row[c.USER_ID]: row for row in prepared.tables["users"].to_pylist()}
     place_of_user = {user: place for place, user in enumerate(user_ids)}
     place_of_item = {item: place for place, item in enumerate(items.item_ids)}
-    prefixes, users, moments, sources, n_cut = [], [], [], [], 0
+    prefixes, users, moments, is_new, sources, n_cut = [], [], [], [], [], 0
     rows: list[list[tuple[int, float]]] = []
     for row in table.to_pylist():
         history = [_interaction(entry, items, place_of_item) for entry in row[c.HISTORY]]
@@ -181,6 +178,7 @@ def examples(
             prefixes.append(segment.ids)
             users.append(place_of_user[row[c.USER_ID]])
             moments.append(row[c.MOMENT])
+            is_new.append(not history)
             sources += [Source(profile, history)] if keeps_sources else []
             rows.append(asked[start : start + size])
     targets = np.full((len(rows), width or max(map(len, rows), default=1)), -1, dtype=np.int64)
@@ -189,7 +187,33 @@ def examples(
         targets[at, : len(asked)] = [place for place, _ in asked]
         labels[at, : len(asked)] = [label for _, label in asked]
     place_of_row, moment_of_row = (np.array(part, dtype=np.int64) for part in (users, moments))
-    return Examples(prefixes, place_of_row, targets, labels, n_cut, moment_of_row, sources)
+    new_of_row = np.array(is_new, dtype=bool)
+    return Examples(prefixes, place_of_row, targets, labels, n_cut, moment_of_row, new_of_row, sources)
+
+
+def drawn_users(prepared: Prepared, split: str, *, n: int, seed: Sequence[int]) -> list[str]:
+    """At most `n` of the users who have examples of the split, drawn by `seed`."""
+    table = prepared.tables["examples"]
+    users = sorted(pc.unique(table[c.USER_ID].filter(pc.equal(table[c.SPLIT], split))).to_pylist())
+    return [users[place] for place in np.random.default_rng(seed).permutation(len(users))[:n]]
+
+
+def expect_histories(prepared: Prepared, length: int) -> None:
+    """Raises ConfigError when a prompt could show up to `length` interactions, and prepare has kept fewer."""
+    table = prepared.tables["examples"]
+    kept = pc.max(pc.list_value_length(table[c.HISTORY])).as_py()
+    if kept >= length:
+        return
+    asked = table.filter(pc.equal(table[c.SPLIT], c.VALID)).select([c.USER_ID, c.MOMENT])
+    shown = _of_splits(prepared, [c.TRAIN]).select([c.USER_ID, c.MOMENT])
+    pairs = shown.join(asked, c.USER_ID, join_type="inner", right_suffix="_asked", use_threads=False)
+    before = pairs.filter(pc.less(pairs[c.MOMENT], pairs[f"{c.MOMENT}_asked"]))
+    counted = before.group_by(c.USER_ID, use_threads=False).aggregate([(c.MOMENT, "count")])
+    if pc.any(pc.greater(counted[f"{c.MOMENT}_count"], kept)).as_py():
+        raise ConfigError(
+            f"prompts.history_length: got {length}, expected at most {kept}, which the examples were prepared with; "
+            "run jobs/prepare.py again"
+        )
 
 
 def grades(prepared: Prepared, *, splits: Sequence[str]) -> Grades:

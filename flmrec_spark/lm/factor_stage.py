@@ -230,10 +230,15 @@ def tastes(
 
 
 def _questions(data: Data, known: Known, n_history: int) -> list[Question]:
-    """The valid examples, as what is known of the users before their moments."""
+    """The valid examples of users with history, as what is known of them before their moments.
+
+    Of the others no factors say anything but offsets: neither may they stop the learning, nor choose neighbours.
+    """
     n_items, found = len(data.catalog.item_ids), []
     for row, (user, moment) in enumerate(zip(data.valid.users.tolist(), data.valid.moments.tolist(), strict=True)):
         items, own_labels = known.sequences.before(user, moment, n_history)
+        if not len(items):
+            continue
         own = np.searchsorted(data.seen, [user * n_items, (user + 1) * n_items])
         seen = known.places(data.seen[own[0] : own[1]] - user * n_items)
         targets = known.places(np.maximum(data.valid.targets[row], 0))

@@ -22,19 +22,17 @@ from flmrec_spark.prompts import load_template
 
 log = logging.getLogger("flmrec")
 
-_PRETRAINED = {".safetensors", ".json", ".txt", ".model"}
-
 
 def fingerprint(config: Config, prepared: Prepared) -> str:
     """What a training depends on: its settings, the template, the pretrained files and the versions of the tables."""
-    files = [file for file in sorted(Path(config.model.path).glob("*")) if file.suffix in _PRETRAINED]
+    files = manifest.pretrained_files(Path(config.model.path))
     versions = [f"{name}={prepared.table_ids[name]}:{prepared.versions[name]}" for name in dataset.TABLES]
     template = load_template(config.prompts.template).to_yaml()
-    settings = [config.digest("prompts", "model", "finetune"), config.digest("prepare")]
+    settings = [config.digest("prompts", "model", "finetune"), config.digest("prepare"), f"format={manifest.FORMAT}"]
     if config.finetune.teacher is not None:
         settings.append(manifest.digest_of(folders.present(Path(config.finetune.teacher))))
     return manifest.text_digest(
-        "|".join([*settings, template, *(f"{file.name}={manifest.sha256(file)}" for file in files), *versions])
+        "|".join([*settings, template, *(f"{name}={digest}" for name, digest in files), *versions])
     )
 
 
@@ -79,14 +77,17 @@ def _write(trainer: Trainer, prepared: Prepared, folder: Path, key: str) -> dict
     resume.put_back(trainer.modules, load_file(folder / "best.safetensors"))
     last = trainer.validation_of_best or trainer.validate()  # none: an earlier process saw it
     metrics = {"fingerprint": key, "validation": dict(last.metrics), **_told(trainer, prepared)}
-    latest = trainer.latest_bias(prepared)
+    latest, ids = trainer.latest_bias(prepared), (trainer.data.user_ids, trainer.data.catalog.item_ids)
+    blend, new_users = last.blends()
     digest = checkpoint.save(
         trainer.config.checkpoint,
         model=trainer.served().cpu(),
         segmenter=trainer.data.segmenter,
-        biases=latest.named(trainer.data.user_ids, trainer.data.catalog.item_ids),
-        calibration=last.calibration(),
-        list_blend=last.list_blend(),
+        biases=latest.named(*ids),
+        train_biases=trainer.bias.named(*ids),
+        calibration=blend.calibration,
+        list_blend=blend.listing,
+        new_users=new_users,
         factors=trainer.served_factors(prepared, latest),
         metrics=metrics,
         config=trainer.config.as_dict(),

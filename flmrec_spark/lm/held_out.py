@@ -64,15 +64,14 @@ class HeldOut:
         segmenter, model, rules = found.segmenter(), found.model(), Rules.of(found, of_train=False)
         items = dataset.catalog(prepared.tables["items"], segmenter)
         user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
-        rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids)
-        rows = rows.take(np.sort(np.random.default_rng(1).permutation(len(rows))[:n_users]))
+        drawn = dataset.drawn_users(prepared, c.TEST, n=n_users, seed=[1])
+        rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids, only=drawn)
         factors, own = rules.of_items(items.ids(), items.tokens, model), None
         if rules.factors is not None and factors is not None:
             own = tastes(rules.factors, prepared, items, user_ids, rows, _HISTORY)
             if rules.has_tokens:
                 items = replace(items, tokens=replace(items.tokens, factors=factors.vectors))
-        bias = found.biases().item
-        item_bias = np.array([bias.get(item, 0.0) for item in items.item_ids])
+        item_bias = rules.item_bias(items.item_ids)
         seen = dataset.seen(prepared, items, user_ids, splits=_HISTORY)
         return cls(model, rules, items, factors, item_bias, user_ids, rows, own, seen)
 
@@ -101,7 +100,7 @@ class HeldOut:
         return Answers(users, self.rows.labels[is_target], np.concatenate(found), hits, n_relevant)
 
     def _asked(self, row: int, items: Any) -> Asked:
-        taste = Taste(None if self.tastes is None else self.tastes[row])
+        taste = Taste(None if self.tastes is None else self.tastes[row], bool(self.rows.is_new[row]))
         return Asked(self.rows.prefixes[row], self.user_ids[self.rows.users[row]], taste, items)
 
 

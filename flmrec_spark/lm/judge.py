@@ -6,14 +6,16 @@ checkpoint was calibrated. Shapes: N items of the scorer, F factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from flmrec_spark.lm import text_factors
-from flmrec_spark.lm.blending import Calibration, ListBlend, Scores, sigmoid
+from flmrec_spark.lm.biases import Biases
+from flmrec_spark.lm.blending import Blend, Scores, sigmoid
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Floats, ItemFactors, Places
 from flmrec_spark.lm.scorer import Index, Scorer
@@ -35,6 +37,7 @@ class Taste:
     """What collaborative factors make of one history."""
 
     factors: Floats | None = None  # (F,), None where there are none
+    is_new: bool = False  # nothing in it is of the catalogue
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,23 @@ class Asked:
 class Rules:
     """How a checkpoint makes two numbers of the parts."""
 
-    calibration: Calibration
-    list_blend: ListBlend | None
-    user_bias: Mapping[str, float]
+    blend: Blend
+    new_users: Blend  # of users without history
+    biases: Biases
     factors: Collaborative | None
     has_tokens: bool  # the factors are a token of each segment
 
     @classmethod
     def of(cls, found: Checkpoint, *, of_train: bool) -> Rules:
-        """`of_train`: with the factors that have not seen the valid split."""
+        """`of_train`: with the factors and bias terms that have not seen the valid split."""
         factors = found.collaborative(of_train=of_train)
-        return cls(found.calibration, found.list_blend, found.biases().user, factors, found.settings.n_factors > 0)
+        biases = found.biases(of_train=of_train)
+        blend = Blend(found.calibration, found.list_blend)
+        return cls(blend, found.new_users or blend, biases, factors, found.settings.n_factors > 0)
+
+    def item_bias(self, ids: Sequence[str]) -> Scores:
+        """The learned offset of each item, 0 for one that training did not meet: float64 (len(ids),)."""
+        return np.array([self.biases.item.get(item, 0.0) for item in ids], dtype=np.float64)
 
     def of_items(self, ids: pa.Array, tokens: TokenBlock, model: Any) -> ItemFactors | None:
         """The factors of a catalogue; those of new items by what the model's word embeddings say of their tokens."""
@@ -86,12 +95,13 @@ class Judge:
 
         `values` (H,) are what each interaction was worth, None where that is not known.
         """
-        if self.rules.factors is None or self.place_in_factors is None:
-            return Taste()
         known = history >= 0
+        is_new = not known.any()
+        if self.rules.factors is None or self.place_in_factors is None:
+            return Taste(None, is_new)
         places: Places = self.place_in_factors[history[known]]
         labels = self.rules.factors.labels(values, is_liked)[known]
-        return Taste(self.rules.factors.taste(places, labels))
+        return Taste(self.rules.factors.taste(places, labels), is_new)
 
     def says(self, asked: Asked) -> Said:
         """Of one user alone."""
@@ -109,16 +119,17 @@ class Judge:
 
     def _said(self, asked: Asked, logits: Scores) -> Said:
         rules, factors = self.rules, asked.taste.factors
+        blend = rules.new_users if asked.taste.is_new else rules.blend
         chosen: Any = slice(None) if asked.items is None else asked.items
-        text = logits[0] + self.scorer.items.bias[chosen] + rules.user_bias.get(asked.user_id, 0.0)
-        rating = rules.calibration.log_odds(text, self._term(RATING, factors, chosen))
-        probability = rules.calibration.probability(text, self._term(RATING, factors, chosen))
-        if rules.list_blend is None:
+        text = logits[0] + self.scorer.items.bias[chosen] + rules.biases.user.get(asked.user_id, 0.0)
+        rating = blend.calibration.log_odds(text, self._term(RATING, factors, chosen))
+        probability = sigmoid(rating)
+        if blend.listing is None:
             return Said(probability, probability, rating, None)
         head = logits[1] if len(logits) > 1 else 0.0
         own = self._term(LISTING, factors, chosen)
         is_new = 0.0 if self.items is None else self.items.is_new[chosen]
-        listing = rules.list_blend.log_odds(rating, head, own, is_new)
+        listing = blend.listing.log_odds(rating, head, own, is_new)
         return Said(sigmoid(listing), probability, rating, listing)
 
     def _term(self, kind: str, factors: Floats | None, chosen: Any) -> Any:

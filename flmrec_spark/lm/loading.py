@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
 from flmrec_spark.errors import InputError
@@ -34,10 +32,12 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     """Renders and tokenises the prepared tables.
 
     Raises:
-      ConfigError: the template names an attribute that the tables lack.
+      ConfigError: the template names an attribute that the tables lack, or prompts are to show longer histories than
+        the tables have.
       InputError: no train example, or no valid one to stop and calibrate by.
       CheckpointError: the pretrained folder has no tokenizer.
     """
+    dataset.expect_histories(prepared, config.prompts.history_length)
     segmenter = load_segmenter(config)
     segmenter.template.check(
         item_fields=[c.TITLE, c.ITEM_ID, *prepared.fields("items")], user_fields=prepared.fields("users")
@@ -49,15 +49,15 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     train = dataset.examples(
         prepared, c.TRAIN, catalog, segmenter, width=width, user_ids=user_ids, keeps_sources=keeps_sources
     )
-    valid = dataset.examples(prepared, c.VALID, catalog, segmenter, width=None, user_ids=user_ids)
+    drawn = dataset.drawn_users(prepared, c.VALID, n=config.finetune.valid_users, seed=[config.finetune.seed, 3])
+    valid = dataset.examples(prepared, c.VALID, catalog, segmenter, width=None, user_ids=user_ids, only=drawn)
     for split, rows in ((c.TRAIN, train), (c.VALID, valid)):
         if not len(rows):
             raise InputError(f"table examples: got no usable row of split {split}, expected some; see prepare.split")
-    chosen = np.random.default_rng([config.finetune.seed, 3]).permutation(len(valid))[: config.finetune.valid_users]
     seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
     negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)
-    return Data(segmenter, catalog, user_ids, train, valid.take(np.sort(chosen)), negatives, seen)
+    return Data(segmenter, catalog, user_ids, train, valid, negatives, seen)
 
 
 def load_segmenter(config: Config) -> Segmenter:

@@ -10,8 +10,10 @@ from typing import Any
 
 from flmrec_spark.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
+
+_PRETRAINED = {".safetensors", ".json", ".txt", ".model"}
 
 
 def verify(folder: Path) -> str:
@@ -65,8 +67,12 @@ def _verify_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
 
 
 def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Hex digits. Raises CheckpointError when the file may not be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as fault:
+        raise CheckpointError(f"{file}: not readable: {one_line(fault)}") from fault
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -96,6 +102,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, value: Mapping[str, object]) -> None:
     file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pretrained_files(folder: Path) -> list[tuple[str, str]]:
+    """(name, SHA-256) of each file of a pretrained folder that a model or its tokenizer is read from.
+
+    Raises:
+      CheckpointError: there are no safetensors weights, or a file may not be read.
+    """
+    names = sorted(file for file in folder.glob("*") if file.suffix in _PRETRAINED)
+    if not any(file.suffix == ".safetensors" for file in names):
+        raise CheckpointError(f"{folder}: not found, expected a pretrained model with safetensors weights")
+    return [(file.name, sha256(file)) for file in names]
 
 
 def text_digest(text: str) -> str:

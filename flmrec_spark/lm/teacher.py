@@ -52,19 +52,20 @@ class Teacher:
             found.template.check(item_fields=[c.TITLE, c.ITEM_ID, *fields[0]], user_fields=fields[1])
         except ConfigError as fault:
             raise ConfigError(f"finetune.teacher: {folder}: {fault}") from fault
-        self.segmenter, self.calibration = found.segmenter(), found.calibration
+        self.segmenter, new = found.segmenter(), found.new_users
+        self.calibrations = found.calibration, found.calibration if new is None else new.calibration
         self.model = found.model().to(device).requires_grad_(False)
         self.sources = train.sources
         segments = self.segmenter.items(catalog.fields)
         self.is_known = np.array([segment is not None for segment in segments])
         self.items = self.segmenter.block([segment or self.segmenter.unknown_item for segment in segments])
         self._prefixes: dict[int, list[int] | None] = {}
-        factors = found.collaborative(of_train=True)  # which were learned as the labels that it is asked about
+        factors = found.collaborative(of_train=True)  # not of the valid split, which stops the student
         known = catalog.ids(), self.items, self.model
         items = None if factors is None else text_factors.of_items(factors, *known)
         self.terms = Terms(items, hidden_share=0.0).to(device).eval()
         self.tastes = None if factors is None else tastes_of(factors)
-        biases = found.biases()
+        biases = found.biases(of_train=True)
         user = [biases.user.get(user, 0.0) for user in user_ids]
         item = [biases.item.get(item, 0.0) for item in catalog.item_ids]
         self.bias = _fixed(user, item).to(device)
@@ -80,8 +81,12 @@ class Teacher:
         text, term = rating_parts(self.model, self.bias, own, self.items, self.terms)
         asked = (step.items >= 0) & self.is_known[np.maximum(step.items, 0)]
         asked &= np.array([prefix is not None for prefix in prefixes])[:, None]
-        how = self.calibration
-        found = torch.sigmoid(how.slope * text + how.factors * term + how.intercept)
+        how = [self.calibrations[not self.sources[row].history] for row in step.rows.tolist()]
+        slope, factors, intercept = (
+            torch.tensor([[getattr(one, name)] for one in how], device=text.device)
+            for name in ("slope", "factors", "intercept")
+        )
+        found = torch.sigmoid(slope * text + factors * term + intercept)
         return found.masked_fill(~torch.from_numpy(asked).to(found.device), torch.nan)
 
     def _prefix(self, row: int) -> list[int] | None:

@@ -67,10 +67,10 @@ class _Sample:
 
     def __init__(self, folder: Path, users: Sequence[Asked], means: dict[str, Any]) -> None:
         found, catalogue = worker.opened(folder)
-        biases, self.rules = found.biases(), Rules.of(found, of_train=False)
+        self.rules = Rules.of(found, of_train=False)
         chosen = np.sort(np.random.default_rng(_SEED).permutation(catalogue.listed)[:ITEMS])
         table, ids = catalogue.table.take(chosen), catalogue.ids.take(pa.array(chosen))
-        self.bias = np.array([biases.item.get(item, 0.0) for item in ids.to_pylist()])
+        self.bias = self.rules.item_bias(ids.to_pylist())
         self.tokens = found.segmenter().block(table[worker.TOKENS].to_pylist())
         self.model = found.model()
         self.items = self.rules.of_items(ids, self.tokens, self.model)

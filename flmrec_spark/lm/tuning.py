@@ -58,20 +58,22 @@ def open_search(config_file: str, overrides: Sequence[str] = ()) -> tuple[Config
 
     Raises:
       ConfigError: tune.space is empty, names a key outside of prompts, model and finetune, one that the config does
-        not know, or a value that the key refuses.
+        not know, or a value that the key, or the prepared tables, refuse.
       CheckpointError, InputError: as `dataset.read_tables`.
     """
     config = load_config(config_file, overrides)
     if not config.tune.space:
         raise ConfigError("tune.space: got nothing, expected at least one key to search over")
+    tried = [config]
     for key, values in config.tune.space.items():
         if key.partition(".")[0] not in _SEARCHED:
             raise ConfigError(f"tune.space: got {key}, expected a key of {', '.join(_SEARCHED)}")
         for value in [values.low, values.high] if isinstance(values, Range) else values:
-            load_config(config_file, [*overrides, _override(key, value)])
+            tried.append(load_config(config_file, [*overrides, _override(key, value)]))
     folder = Path(f"{config.checkpoint}.tune")
     folder.mkdir(parents=True, exist_ok=True)
     prepared = dataset.read_tables(config.tables.root)
+    dataset.expect_histories(prepared, max(one.prompts.history_length for one in tried))
     name = text_digest(f"{fingerprint(config, prepared)}|{config.tune.model_dump_json(include={'space', 'metric'})}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from flmrec_spark import metrics
 from flmrec_spark.lm.blending import (
     N_DRAWN,
+    Blend,
+    Bools,
     Calibration,
-    ListBlend,
     Scores,
     fit_calibration,
     fit_list_blend,
@@ -28,6 +29,7 @@ from flmrec_spark.ranking import best
 
 _K = 10  # cut-off of the validation's NDCG
 _SEED = 7
+_FEWEST = 50  # users of a kind below which nothing is fitted for them alone
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,37 @@ class Validation:
     drawn: Parts  # of each user's items liked next, and of N_DRAWN others
     is_relevant: npt.NDArray[np.bool_]
     weights: Scores  # by which the two sides of each user weigh 1
+    of_new: tuple[Bools, Bools]  # rows of `asked` and of `drawn` whose user has no history
+    n_new: int  # users without history
+    n_known: int
 
-    def calibration(self) -> Calibration:
-        return fit_calibration(self.asked.text, self.asked.rating, self.labels > 0.5)
+    def blends(self) -> tuple[Blend, Blend | None]:
+        """Of users with history, and of those without; None where too few are held out to tell the kinds apart.
 
-    def list_blend(self) -> ListBlend | None:
-        """None when the model has no listing part."""
-        drawn, calibration = self.drawn, self.calibration()
-        rating = calibration.log_odds(drawn.text, 0.0 if drawn.rating is None else drawn.rating)
-        return fit_list_blend(rating, drawn.head, drawn.listing, self.is_relevant, self.weights, drawn.is_new)
+        Where too few have a history, nothing here says what their tastes are worth: they weigh as in training.
+        """
+        new, every = self.of_new, tuple(np.ones(len(rows), dtype=bool) for rows in self.of_new)
+        of_all = self._fitted(*every)
+        if self.n_new < _FEWEST:
+            return of_all, None
+        if self.n_known < _FEWEST:
+            return self._fitted(*every, as_trained=True), of_all
+        apart = self._fitted(~new[0], ~new[1]), self._fitted(*new)
+        known, unknown = (replace(one, listing=one.listing or of_all.listing) for one in apart)
+        # What a hybrid is made of is the same for all users.
+        return (of_all, None) if (known.listing is None) != (unknown.listing is None) else (known, unknown)
+
+    def _fitted(self, asked: Bools, drawn: Bools, *, as_trained: bool = False) -> Blend:
+        parts, liked = self.asked.take(asked), self.labels[asked] > 0.5
+        if as_trained and parts.rating is not None:
+            fitted = fit_calibration(parts.plain_rating(), None, liked)
+            calibration = Calibration(fitted.slope, fitted.intercept, factors=fitted.slope)
+        else:
+            calibration = fit_calibration(parts.text, parts.rating, liked)
+        parts = self.drawn.take(drawn)
+        rating = calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
+        told = rating, parts.head, parts.listing, self.is_relevant[drawn], self.weights[drawn], parts.is_new
+        return Blend(calibration, fit_list_blend(*told))
 
 
 def validate(
@@ -102,6 +126,7 @@ def validate(
     hits, n_relevant = np.zeros((n_rows, _K), dtype=bool), np.zeros(n_rows)
     is_liked = is_target & (data.labels > 0.5)
     asked, drawn, relevance, weights = [], [], [], []
+    new_of_drawn: list[Bools] = []
     targets_of = [data.targets[row][is_target[row]] for row in range(n_rows)]
     has_lists = model.join != "full" or not asker.is_on_cpu  # a catalogue of stock pairs a user would take hours there
     for row, parts in enumerate(asker.each(data, None if has_lists else targets_of)):
@@ -122,14 +147,24 @@ def validate(
             drawn.append(parts.take(np.concatenate([relevant, others])))
             relevance.append(np.arange(len(relevant) + len(others)) < len(relevant))
             weights.append(np.where(relevance[-1], 1 / len(relevant), 1 / len(others)))
+            new_of_drawn.append(np.full(len(relevance[-1]), data.is_new[row]))
     model.train(was_training)
     users, labels = np.repeat(data.users, is_target.sum(1)), data.labels[is_target]
     together = _together(asked)
     found = _measured(users, labels, together.plain_rating())
     found["ndcg"] = _mean(metrics.ndcg(hits, n_relevant, k=_K))
-    sides = np.concatenate(relevance) if relevance else np.zeros(0, dtype=bool)
+    sides, of_drawn = (np.concatenate(each) if each else np.zeros(0, dtype=bool) for each in (relevance, new_of_drawn))
+    n_new = len(np.unique(data.users[data.is_new]))
     return Validation(
-        found, together, labels, _together(drawn), sides, np.concatenate(weights) if weights else np.zeros(0)
+        found,
+        together,
+        labels,
+        _together(drawn),
+        sides,
+        np.concatenate(weights) if weights else np.zeros(0),
+        (np.repeat(data.is_new, is_target.sum(1)), of_drawn),
+        n_new,
+        len(np.unique(data.users)) - n_new,
     )
 
 

@@ -65,7 +65,6 @@ class Worker:
     scorer: Scorer
     catalogue: Catalogue
     judge: Judge
-    has_bias_terms: bool
 
     @cached_property
     def row_of_place(self) -> Index:
@@ -130,20 +129,20 @@ def kernel_of(folder: Path, device: str) -> Kernel | None:
 
 def _load(folder: Path, precision: str, packed: bool, device: str, of_train: bool) -> Worker:
     found, catalogue = opened(folder)
-    segmenter, biases, rules = found.segmenter(), found.biases(), Rules.of(found, of_train=of_train)
+    segmenter, rules = found.segmenter(), Rules.of(found, of_train=of_train)
     listed = catalogue.table.filter(catalogue.table[IS_LISTED])
     ids = listed[c.ITEM_ID].combine_chunks()
     tokens, model = segmenter.block(listed[TOKENS].to_pylist()), found.model()
     items = rules.of_items(ids, tokens, model)
     if items is not None and rules.has_tokens:
         tokens = replace(tokens, factors=items.vectors)
-    item_bias = np.array([biases.item.get(item, 0.0) for item in ids.to_pylist()])
+    item_bias = rules.item_bias(ids.to_pylist())
     kernel = kernel_of(folder, device)
     form = f"{'packed' if packed else 'plain'}-{'torch' if kernel is None else 'kernel'}{'-train' if of_train else ''}"
     means: Means = {"precision": precision, "device": device, "packed": packed, "kernel": kernel}
     scorer = _scorer(found, model, tokens, item_bias, folder / f"states-{precision}-{form}-{device}", means)
     places = None if rules.factors is None else rules.factors.places(catalogue.ids)
-    return Worker(segmenter, scorer, catalogue, Judge(scorer, rules, items, places), bool(biases.item))
+    return Worker(segmenter, scorer, catalogue, Judge(scorer, rules, items, places))
 
 
 def _scorer(

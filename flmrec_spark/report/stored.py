@@ -31,12 +31,14 @@ def fingerprint(
     precision: str,
     diverse: Diverse | None = None,
     strategy: str = "flm",
+    made_by: Sequence[str] = (),
 ) -> str:
     """What the measurements depend on, 12 hex digits; also the names of all that is measured.
 
     Args:
       diverse: lists that are measured beside the plain ones.
       strategy: whose.
+      made_by: what the baselines depend on besides the tables.
     """
     settings = evaluate.model_dump(exclude={"report_users"}) | {"precision": precision}
     if diverse is not None:
@@ -44,7 +46,7 @@ def fingerprint(
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
     contents = [commit.get("content") for name in sorted(inputs) for commit in tables.commits(name)[:1]]
     names = [*metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]
-    made_of = json.dumps([dict(inputs), contents, settings, names], sort_keys=True)
+    made_of = json.dumps([dict(inputs), contents, settings, names, *made_by], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 

@@ -2,11 +2,14 @@
 
 Shown is what happened strictly before the moment: train rows when the targets are train or valid, train and valid
 rows when they are test. Train rows are asked about in chunks, rows of one moment always in one chunk; the moment of
-a chunk is that of its first row. Valid and test rows are asked about in one chunk per user, as a nightly run would
-score them; where the splits interleave, in one chunk per moment.
+a chunk is that of its first row. A user's valid rows, and their test rows, are asked about in one chunk each, as a
+nightly run would score them: at the moment of the first, or, where the splits of the user interleave so that none lies
+between, after everything that may be shown.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -14,51 +17,59 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.tables.schemas import EXAMPLES, INTERACTION
 
-_TRAIN_BEFORE, _EARLY_BEFORE, _CHUNK, _BEFORE = "train_before", "early_before", "chunk", "before"
+_CHUNK, _BEFORE, _SHOWN, _LAST = "chunk", "before", "shown", "last_shown"
 _PAGE, _PLACE, _ROWS = "page", "place", "rows"
 
 
-def build_examples(
-    interactions: DataFrame, *, is_forward: bool, history_length: int, targets_per_example: int
-) -> DataFrame:
+def build_examples(interactions: DataFrame, *, history_length: int, targets_per_example: int) -> DataFrame:
     """Rows of the table `examples`, unique by user_id, split and moment.
 
     Args:
       interactions: rows of the table `interactions`.
-      is_forward: a user's valid rows all follow the train rows, and the test rows those (`splits.FORWARD`).
       history_length: entries of a history at most, the newest.
       targets_per_example: train rows of a chunk, or more where moments tie.
     """
-    asked = _asked(interactions, is_forward=is_forward, targets_per_example=targets_per_example)
+    asked = _asked(interactions, targets_per_example=targets_per_example)
     is_test, is_train = F.col(c.SPLIT) == c.TEST, F.col(c.SPLIT) == c.TRAIN
     by_train = _with_history(asked.where(~is_test), interactions.where(is_train), length=history_length)
     by_early = _with_history(asked.where(is_test), interactions.where(~is_test), length=history_length)
     return by_train.unionByName(by_early)
 
 
-def _asked(interactions: DataFrame, *, is_forward: bool, targets_per_example: int) -> DataFrame:
+def _asked(interactions: DataFrame, *, targets_per_example: int) -> DataFrame:
     """Targets of each chunk, its moment, and how many of the rows that it may be shown lie before it."""
-    earlier = Window.partitionBy(c.USER_ID).orderBy(c.MOMENT).rangeBetween(Window.unboundedPreceding, -1)
-    is_train, is_early = F.col(c.SPLIT) == c.TRAIN, F.col(c.SPLIT) != c.TEST
+    user = Window.partitionBy(c.USER_ID)
+    earlier = user.orderBy(c.MOMENT).rangeBetween(Window.unboundedPreceding, -1)
+    is_train, is_test = F.col(c.SPLIT) == c.TRAIN, F.col(c.SPLIT) == c.TEST
+    may_show = {c.VALID: is_train, c.TEST: ~is_test}
+
+    def of_shown(count: Callable[[Column], Column]) -> Column:
+        return F.when(is_test, count(may_show[c.TEST])).otherwise(count(may_show[c.VALID]))
+
     counted = interactions.withColumns(
         {
-            _TRAIN_BEFORE: F.count_if(is_train).over(earlier),
-            _EARLY_BEFORE: F.count_if(is_early).over(earlier),
+            _BEFORE: of_shown(lambda shown: F.count_if(shown).over(earlier)),
+            _SHOWN: of_shown(lambda shown: F.count_if(shown).over(user)),
+            _LAST: of_shown(lambda shown: F.max(F.when(shown, F.col(c.MOMENT))).over(user)),
         }
     )
-    held_out = F.lit(0) if is_forward else F.col(c.MOMENT)
-    train_chunk = F.floor(F.col(_TRAIN_BEFORE) / targets_per_example)
-    before = F.when(F.col(c.SPLIT) == c.TEST, F.col(_EARLY_BEFORE)).otherwise(F.col(_TRAIN_BEFORE))
+    chunk = F.when(is_train, F.floor(F.col(_BEFORE) / targets_per_example)).otherwise(0)
     target = F.struct(c.MOMENT, c.ITEM_ID, c.IS_LIKED, c.VALUE)
-    return (
-        counted.withColumn(_CHUNK, F.when(is_train, train_chunk).otherwise(held_out))
+    chunks = (
+        counted.withColumn(_CHUNK, chunk)
         .groupBy(c.USER_ID, c.SPLIT, _CHUNK)
         .agg(
             F.min(c.MOMENT).alias(c.MOMENT),
-            F.min(before).cast("int").alias(_BEFORE),
+            F.min(_BEFORE).alias(_BEFORE),
+            F.first(_SHOWN).alias(_SHOWN),
+            F.first(_LAST).alias(_LAST),
             _as_interactions(F.sort_array(F.collect_list(target))).alias(c.TARGETS),
         )
     )
+    interleaves = ~is_train & (F.col(_LAST) > F.col(c.MOMENT))
+    before = F.when(interleaves, F.col(_SHOWN)).otherwise(F.col(_BEFORE)).cast("int")
+    moment = F.when(interleaves, F.col(_LAST) + 1).otherwise(F.col(c.MOMENT))
+    return chunks.withColumn(_BEFORE, before).withColumn(c.MOMENT, moment).drop(_CHUNK, _SHOWN, _LAST)
 
 
 def _with_history(asked: DataFrame, shown: DataFrame, *, length: int) -> DataFrame:

@@ -5,8 +5,7 @@ One pass over the users: the model's scores of a user are computed once and serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,36 +27,21 @@ FLM, HYBRID = "flm", "hybrid"
 FEATURES = "features"
 
 
-@dataclass(frozen=True)
-class Moved:
-    """What the valid split added to the checkpoint's bias terms, which rows of valid must not be judged by."""
-
-    user: Mapping[str, float]  # user_id -> on the logit; 0 for others
-    item: Floats  # [N]
-
-
 _Rows = Callable[[User, Answer, Any, Pack], Iterator[pa.RecordBatch]]
 
 
-def features(users: DataFrame, shipped: Shipped, packed: Packed, *, moved: Moved) -> DataFrame:
+def features(users: DataFrame, shipped: Shipped, packed: Packed) -> DataFrame:
     """user_id, item_id, features: flm's log-odds of liking, those of its listing where it has one, then each fitted
     baseline's scores in their order, array of doubles.
 
     Args:
       users: rows of `user_prompts.user_prompts`. A row for each candidate that is not excluded; without candidates,
         for every item that may be listed.
-      moved: taken from the bias terms, if the checkpoint has them.
     """
 
     def rows(user: User, answer: Answer, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
         if answer.said is not None:
             found = _features(user, worker, answer, pack)
-            if worker.has_bias_terms:
-                bias = moved.user.get(user.user_id, 0.0) + moved.item[_places(worker, answer)]
-                shift = worker.judge.rules.calibration.slope * bias
-                found[:, 0] -= shift
-                if answer.said.listing is not None:
-                    found[:, 1] -= worker.judge.rules.list_blend.rating * shift
             offsets = pa.array(np.arange(len(found) + 1) * found.shape[1], pa.int32())
             yield pa.RecordBatch.from_pydict(
                 {

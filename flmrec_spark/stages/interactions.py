@@ -162,7 +162,9 @@ def _reasons(config: PrepareConfig, value: Column) -> dict[str, Column]:
 def _without_duplicates(tagged: DataFrame) -> DataFrame:
     same = (c.RATING, c.EVENT, c.SPLIT)
     order = [F.desc(c.VALUE), F.desc_nulls_last(c.RATING), F.asc_nulls_last(c.EVENT), F.asc_nulls_last(c.SPLIT)]
-    frame, window = among_accepted(tagged, keys=(c.USER_ID, c.ITEM_ID, c.TIMESTAMP), order=order)
+    # Without a time, the same in two splits of the source happened twice, for all that is known.
+    tagged = tagged.withColumn("row:split", F.when(F.col(c.TIMESTAMP).isNull(), F.col(c.SPLIT)))
+    frame, window = among_accepted(tagged, keys=(c.USER_ID, c.ITEM_ID, c.TIMESTAMP, "row:split"), order=order)
     # Rows that are equal in all of the order stand next to each other.
     is_same = reduce(Column.__and__, (F.col(name).eqNullSafe(F.lag(name).over(window)) for name in same))
     is_repeat = F.row_number().over(window) > 1

@@ -21,9 +21,13 @@ WITHOUT_LISTS = frozenset({"user_mean"})  # one score for all items
 
 @dataclass(frozen=True)
 class Stackers:
-    """`rating` tells liked from disliked among rated items; `ranking` items that are liked next from all others."""
+    """`rating` tells liked from disliked among rated items; `ranking` items that are liked next from all others.
 
-    rating: Stacker
+    Where the rows that they were fitted on have one label, such as purchases alone, there is no `rating`: rated items
+    are ordered by `ranking` then, which is no probability of liking.
+    """
+
+    rating: Stacker | None
     ranking: Stacker
 
 
@@ -39,6 +43,12 @@ class Models:
     @property
     def names(self) -> list[str]:
         return [FLM, *self.baselines, *([HYBRID] if self.stackers else [])]
+
+    @property
+    def with_probability(self) -> frozenset[str]:
+        """Whose scores of rated items are probabilities of liking."""
+        has_none = self.stackers is not None and self.stackers.rating is None
+        return WITH_PROBABILITY - {HYBRID} if has_none else WITH_PROBABILITY
 
     @property
     def plain(self) -> dict[str, str]:
@@ -62,7 +72,8 @@ def answered(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
 
     The score of flm is its probability, whatever orders its lists.
     """
-    said = _said(prompts, models, models.baselines, models.stackers.rating if models.stackers else None, n=n)
+    stacker = None if models.stackers is None else models.stackers.rating or models.stackers.ranking
+    said = _said(prompts, models, models.baselines, stacker, n=n)
     rated = F.when(F.col(MODEL) == FLM, F.col(c.PROBABILITY)).otherwise(F.col(c.SCORE))
     return said.withColumn(c.SCORE, rated).drop(c.PROBABILITY)
 

@@ -20,20 +20,21 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.config import SplitConfig
 
-# Splits by which a user's valid rows all follow their train rows, and their test rows those; with cold_users a user
-# is in one split alone.
-FORWARD = ("user_time", "global_time", "leave_last_out", "cold_users")
-
 _HASHED = {"random": (c.USER_ID, c.ITEM_ID, c.MOMENT), "cold_users": (c.USER_ID,), "cold_items": (c.ITEM_ID,)}
 _HASH_STEPS = 2**53
 _VALID_FROM, _TEST_FROM = "row:valid_from", "row:test_from"
 
 
 def with_moments(interactions: DataFrame, *, seed: int) -> DataFrame:
-    """Adds `moment`. Rows without timestamps get an order that is arbitrary, but the same in every run."""
+    """Adds `moment`. Rows without timestamps get an order that is arbitrary, but the same in every run.
+
+    Where the source says their splits, that order is train, valid, test: all that is known of it.
+    """
     no_time = F.col(c.TIMESTAMP).isNull()
+    places = [F.when(F.col(c.SPLIT) == split, place) for place, split in enumerate(c.SPLITS)]
     order = (
         F.col(c.TIMESTAMP),
+        F.when(no_time, F.coalesce(*places)),
         F.when(no_time, F.xxhash64(F.lit(seed), c.USER_ID, c.ITEM_ID)),
         F.when(no_time, F.col(c.ITEM_ID)),
     )

@@ -126,7 +126,7 @@ EXAMPLES = TableSchema(
     (c.USER_ID, c.SPLIT, c.MOMENT),
     (
         Column(c.USER_ID, STRING, "who"),
-        Column(c.MOMENT, INT, "the history lies strictly before it, the targets at or after it"),
+        Column(c.MOMENT, INT, "the history lies strictly before it"),
         Column(c.SPLIT, STRING, "split of the targets"),
         Column(c.HISTORY, T.ArrayType(INTERACTION), "what the prompt may show, newest first"),
         Column(c.TARGETS, T.ArrayType(INTERACTION), "what the model is asked about"),

@@ -30,7 +30,15 @@ def examples(n_rows: int = 7) -> Examples:
     targets[1, 2] = -1
     prefixes = [[2, *[5] * int(length), 3] for length in random.integers(1, 9, n_rows)]
     labels = random.integers(0, 2, (n_rows, 3)).astype(np.float32)
-    return Examples(prefixes, np.arange(n_rows) % 3, targets, labels, 0, np.ones(n_rows, dtype=np.int64))
+    return Examples(
+        prefixes,
+        np.arange(n_rows) % 3,
+        targets,
+        labels,
+        0,
+        np.ones(n_rows, dtype=np.int64),
+        np.zeros(n_rows, dtype=bool),
+    )
 
 
 @given(

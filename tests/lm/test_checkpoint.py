@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import checkpoint, folders, manifest
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Calibration
+from flmrec_spark.lm.blending import Blend, Calibration, ListBlend
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.segments import Segmenter
@@ -28,6 +28,7 @@ FILES = (
     "backbone/config.json",
     "backbone/model.safetensors",
     "biases.parquet",
+    "biases.train.parquet",
     "calibration.json",
     "flmrec.json",
     "head.safetensors",
@@ -98,6 +99,24 @@ def test_all_of_it_comes_back(saved):
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
 
 
+def test_the_biases_of_train_are_kept_beside_the_whole_ones(saved, tmp_path):
+    assert checkpoint.load(saved).biases(of_train=True) == checkpoint.load(saved).biases()
+    save(tmp_path / "c", train_biases=Biases({"u": 0.25}, {"i": -0.5}))
+    found = checkpoint.load(tmp_path / "c")
+    assert found.biases(of_train=True) == Biases({"u": 0.25}, {"i": -0.5})
+    assert dict(found.biases().user) == ODD
+
+
+def test_how_new_users_are_blended_comes_back_and_must_be_finite(saved, tmp_path):
+    assert checkpoint.load(saved).new_users is None
+    blend = Blend(Calibration(0.5, 0.25), ListBlend(1.0, 2.0, 3.0, 4.0, 5.0))
+    save(tmp_path / "c", list_blend=ListBlend(0.5, 0.0, 1.0), new_users=blend)
+    assert checkpoint.load(tmp_path / "c").new_users == blend
+    save(tmp_path / "c", new_users=Blend(Calibration(0.0), None))
+    with pytest.raises(CheckpointError, match=r"calibration.json: got slope 0.0, expected above 0, finite"):
+        checkpoint.load(tmp_path / "c")
+
+
 def test_no_biases_come_back_as_none(tmp_path):
     save(tmp_path / "c", biases=Biases({}, {}))
     assert checkpoint.load(tmp_path / "c").biases() == Biases({}, {})
@@ -165,10 +184,10 @@ def test_a_folder_that_is_not_there_or_foreign_is_refused(tmp_path):
         checkpoint.load(save_tiny(tmp_path / "stock"))
 
 
-@pytest.mark.parametrize("content", ['{"format": 2, "files": {}, "digest": "x"}', '{"name": "web app"}', "[]", "{"])
+@pytest.mark.parametrize("content", ['{"format": 1, "files": {}, "digest": "x"}', '{"name": "web app"}', "[]", "{"])
 def test_another_format_is_refused(folder, content):
     (folder / manifest.NAME).write_text(content)
-    with pytest.raises(CheckpointError, match=r"manifest.json: (got format .* expected 1|damaged)"):
+    with pytest.raises(CheckpointError, match=r"manifest.json: (got format .* expected 2|damaged)"):
         checkpoint.load(folder)
 
 
@@ -194,7 +213,7 @@ def test_another_tokenizer_does_not_match_even_with_a_manifest_made_for_it(folde
 
 @pytest.mark.parametrize(
     "calibration",
-    ['{"rating": {"slope": -1.0}, "listing": null}', '{"rating": {"slope": 1.0, "intercept": NaN}, "listing": null}'],
+    ['{"rating": {"slope": -1.0}, "listing": null, "new_users": null}', '{"rating": {"slope": 1.0, "intercept": NaN}, "listing": null, "new_users": null}'],
 )
 def test_a_calibration_that_turns_the_order_is_refused(folder, calibration):
     (folder / "calibration.json").write_text(calibration)

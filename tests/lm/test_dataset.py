@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from flmrec_spark import columns as c
@@ -63,6 +65,22 @@ def test_valid_examples_hold_all_targets_of_a_user_in_one_row(prepared):
         assert [items.item_ids[target] for target in found.targets[row]] == [ITEMS[item] for item in asked]
         assert found.labels[row].tolist() == [float(item % 2 == place % 2) for item in asked]
     assert found.n_cut > 0
+
+
+def test_users_are_drawn_by_seed_and_come_with_all_that_they_were_asked(prepared):
+    own = segmenter()
+    items = dataset.catalog(prepared.tables["items"], own)
+    assert sorted(dataset.drawn_users(prepared, c.TRAIN, n=99, seed=[1])) == USER_IDS
+    few = dataset.drawn_users(prepared, c.TRAIN, n=3, seed=[1])
+    assert len(few) == 3 and few == dataset.drawn_users(prepared, c.TRAIN, n=9, seed=[1])[:3]
+    assert few != dataset.drawn_users(prepared, c.TRAIN, n=3, seed=[2])
+    every, found = (
+        dataset.examples(prepared, c.TRAIN, items, own, width=2, user_ids=USER_IDS, only=only) for only in (None, few)
+    )
+    rows = [row for row, user in enumerate(every.users) if USER_IDS[user] in few]
+    assert len(rows) > 3
+    assert (found.users == every.users[rows]).all() and (found.targets == every.targets[rows]).all()
+    assert found.prefixes == [every.prefixes[row] for row in rows]
 
 
 def test_more_targets_than_the_width_become_rows_with_the_same_prefix(prepared):
@@ -130,6 +148,21 @@ def test_counts_are_of_the_splits_asked_for(prepared):
     assert counts.tolist() == [N_TRAIN] * len(USERS)
     place = USERS.index(USER_IDS[0])
     assert likes[0] == sum(item % 2 == place % 2 for item in rated(place)[:N_TRAIN])
+
+
+def test_prompts_of_longer_histories_than_were_prepared_are_refused(prepared):
+    kept = max(map(len, prepared.tables["examples"][c.HISTORY].to_pylist()))
+    dataset.expect_histories(prepared, kept)
+    dataset.expect_histories(prepared, kept + 1)  # nobody has more: nothing was cut
+    train = pc.equal(prepared.tables["examples"][c.SPLIT], c.TRAIN)
+    cut = prepared.tables["examples"].filter(train).to_pylist()
+    valid = prepared.tables["examples"].filter(pc.equal(prepared.tables["examples"][c.SPLIT], c.VALID)).to_pylist()
+    few = [{**row, c.HISTORY: row[c.HISTORY][:2]} for row in [*cut, *valid]]
+    table = pa.Table.from_pylist(few, schema=prepared.tables["examples"].schema)
+    shorter = replace(prepared, tables={**prepared.tables, "examples": table})
+    dataset.expect_histories(shorter, 2)
+    with pytest.raises(ConfigError, match=r"prompts.history_length: got 3, expected at most 2, which the examples"):
+        dataset.expect_histories(shorter, 3)
 
 
 def test_without_a_root_there_is_nothing_to_read():

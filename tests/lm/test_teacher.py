@@ -51,7 +51,7 @@ def world(world: Path) -> Path:
 def test_a_teacher_says_of_a_pair_what_it_would_be_scored(world):
     own = trainer(taught(world, 0.5))
     found = checkpoint.load(world / "teacher")
-    segmenter, biases = found.segmenter(), found.biases()
+    segmenter, biases = found.segmenter(), found.biases(of_train=True)
     items = segmenter.block([segment or [segmenter.start] for segment in segmenter.items(own.data.catalog.fields)])
     step = next(own.steps())
     assert own.teacher is not None

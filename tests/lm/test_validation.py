@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from flmrec_spark.lm import validation as module
+from flmrec_spark.lm.blending import Calibration, fit_calibration, fit_list_blend
 from flmrec_spark.lm.dataset import Catalog, Examples
 from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
-from flmrec_spark.lm.validation import Validation, validate
+from flmrec_spark.lm.validation import Parts, Validation, validate
 from tests.lm.test_scorer import catalog as tokens
 from tests.lm.test_scorer import segmented, uncached
 
@@ -44,7 +46,15 @@ def examples(rows: list[tuple[int, int, list[int], list[float]]]) -> Examples:
     for at, (_, _, asked, liked) in enumerate(rows):
         targets[at, : len(asked)], labels[at, : len(asked)] = asked, liked
     users = np.array([user for _, user, _, _ in rows])
-    return Examples([[token] for token, *_ in rows], users, targets, labels, 0, np.ones(len(rows), dtype=np.int64))
+    return Examples(
+        [[token] for token, *_ in rows],
+        users,
+        targets,
+        labels,
+        0,
+        np.ones(len(rows), dtype=np.int64),
+        np.zeros(len(rows), dtype=bool),
+    )
 
 
 @pytest.fixture
@@ -110,9 +120,75 @@ def test_bias_terms_count_as_they_do_in_scoring(told):
 def test_logits_are_those_of_the_model_and_its_mode_is_put_back():
     model, block = segmented("layer", 1), tokens()
     items = Catalog([str(at) for at in range(len(block))], [], block, np.ones(len(block), dtype=bool))
-    data = Examples([[5, 6, 7]], np.array([0]), np.array([[4, 1]]), np.array([[1, 0]], dtype=np.float32), 0, np.ones(1))
+    data = Examples(
+        [[5, 6, 7]],
+        np.array([0]),
+        np.array([[4, 1]]),
+        np.array([[1, 0]], dtype=np.float32),
+        0,
+        np.ones(1),
+        np.zeros(1, dtype=bool),
+    )
     model.train()
     found = validate(model, BiasTerms(None, None), data, items, seen=np.array([], dtype=np.int64), precision="fp32")
     assert model.training
     expected = uncached(model.eval(), [5, 6, 7], block)
     np.testing.assert_allclose(found.asked.text, [expected[4], expected[1]], rtol=1e-5, atol=1e-5)
+
+
+N_ROWS = 4000
+
+
+def judged(n_known: int, n_new: int, *, has_listing: bool = True) -> Validation:
+    """Rows of which every second is of a new user, who like by their text twice as much and by the factors never."""
+    random = np.random.default_rng(3)
+    text, rating, listing = random.normal(size=(3, N_ROWS))
+    new = np.arange(N_ROWS) % 2 == 1
+    rating[new] = 0.1 * random.normal(size=new.sum())  # offsets alone
+    logits = np.where(new, 2.0 * text - 0.5, text + 1.5 * rating)
+    liked = random.random(N_ROWS) < 1 / (1 + np.exp(-logits))
+    parts = Parts(text, rating, None, listing if has_listing else None, None)
+    relevant = random.random(N_ROWS) < 1 / (1 + np.exp(-np.where(new, text - listing, listing)))
+    labels = liked.astype(np.float32)
+    return Validation({}, parts, labels, parts, relevant, np.ones(N_ROWS), (new, new), n_new, n_known)
+
+
+def test_users_without_history_are_blended_apart_where_both_kinds_are_enough():
+    found = judged(50, 50)
+    known, new = found.blends()
+    assert new is not None and known.listing is not None and new.listing is not None
+    assert (known.calibration.slope, known.calibration.factors) == pytest.approx((1.0, 1.5), abs=0.15)
+    assert (new.calibration.slope, new.calibration.intercept) == pytest.approx((2.0, -0.5), abs=0.2)
+    rows = np.arange(0, N_ROWS, 2)
+    own = found.asked.take(rows)
+    assert known.calibration == fit_calibration(own.text, own.rating, found.labels[rows] > 0.5)
+    rating = known.calibration.log_odds(own.text, own.rating)
+    relevant, weights = found.is_relevant[rows], found.weights[rows]
+    assert known.listing == fit_list_blend(rating, None, own.listing, relevant, weights)
+    assert known.listing.factors > 0.5 and new.listing.factors == 0.0  # for new ones it would count backwards
+
+
+def test_where_one_kind_is_rare_all_are_blended_alike_and_unmet_tastes_weigh_as_trained():
+    few_new, few_known = judged(500, 49), judged(49, 500)
+    together, new = few_new.blends()
+    assert new is None
+    known, rest = few_known.blends()
+    assert rest == together
+    assert known.calibration.factors == known.calibration.slope
+    alone = fit_calibration(few_known.asked.plain_rating(), None, few_known.labels > 0.5)
+    assert known.calibration == Calibration(alone.slope, alone.intercept, alone.slope)
+
+
+def test_kinds_are_blended_alike_where_only_one_has_a_list_of_its_own():
+    found = judged(50, 50, has_listing=False)
+    known, new = found.blends()
+    assert known.listing is None and new is not None and new.listing is None
+
+
+def test_users_without_history_are_counted_once_each(told):
+    rows = examples([(5, 0, [0, 2], [1, 0]), (6, 1, [3], [0]), (6, 1, [2], [1])])
+    rows = replace(rows, is_new=np.array([False, True, True]))
+    found = run(rows)
+    assert (found.n_new, found.n_known) == (1, 1)
+    assert found.of_new[0].tolist() == [False, False, True, True]
+    assert len(found.of_new[1]) == len(found.is_relevant)

@@ -133,7 +133,7 @@ def test_a_loaded_worker_scores_as_the_checkpoint_does(loaded, unpacked):
     scorer = Scorer(found.model(), own.block(segments), calibration=found.calibration, item_bias=bias)
     user = own.user({}, [])
     assert user is not None
-    got = loaded.scorer.score(user.ids, user_bias=loaded.judge.rules.user_bias["u"])
+    got = loaded.scorer.score(user.ids, user_bias=loaded.judge.rules.biases.user["u"])
     np.testing.assert_allclose(got, scorer.score(user.ids, user_bias=0.5), rtol=1e-6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any, NamedTuple, get_args
 
 import pytest
@@ -13,10 +14,12 @@ from pyspark.sql import SparkSession
 from flmrec_spark import columns as c
 from flmrec_spark.config import SplitConfig
 from flmrec_spark.stages.examples import build_examples
-from flmrec_spark.stages.splits import FORWARD, with_moments, with_splits
+from flmrec_spark.stages.splits import with_moments, with_splits
 from flmrec_spark.tables import schemas
 
 ALLOWED = {c.TRAIN: {c.TRAIN}, c.VALID: {c.TRAIN}, c.TEST: {c.TRAIN, c.VALID}}
+# By these a user's valid rows all follow the train rows, and the test rows those (with cold_users there is one split).
+FORWARD = ("user_time", "global_time", "leave_last_out", "cold_users")
 KINDS = get_args(SplitConfig.model_fields["by"].annotation)
 SCHEMA = "user_id string, item_id string, timestamp timestamp, value double, is_liked boolean, split string"
 
@@ -58,7 +61,7 @@ def made(spark: SparkSession, rows: list[Row], by: str, *, length: int, size: in
     data = [(r.user, r.item, datetime.fromtimestamp(r.time, UTC), r.value, r.is_liked, r.split) for r in rows]
     config = SplitConfig(by=by, valid_share=0.2, test_share=0.2)  # type: ignore[arg-type]
     interactions = with_splits(with_moments(spark.createDataFrame(data, SCHEMA), seed=1), config)
-    examples = build_examples(interactions, is_forward=by in FORWARD, history_length=length, targets_per_example=size)
+    examples = build_examples(interactions, history_length=length, targets_per_example=size)
     splits = {row.value: row.split for row in interactions.select("value", "split").collect()}
     return [row._replace(split=splits[row.value]) for row in rows], schemas.EXAMPLES.select(examples).collect()
 
@@ -68,29 +71,49 @@ def tuples(entries: Any) -> list[tuple[str, bool, float]]:
 
 
 @pytest.mark.parametrize("by", KINDS)
-def test_no_history_holds_anything_at_or_after_the_moment(spark: SparkSession, by: str) -> None:
+def test_a_history_lies_before_the_moment_and_is_all_of_it_where_held_out_rows_interleave(
+    spark: SparkSession, by: str
+) -> None:
     rows, examples = made(spark, adversarial_rows(), by, length=5, size=4)
     by_value = {row.value: row for row in rows}
     by_user = defaultdict(list)
     for row in rows:
         by_user[row.user].append(row)
-    asked = defaultdict(list)
+    asked, n_interleaved = defaultdict(list), 0
     for example in examples:
         targets = [by_value[value] for _, _, value in tuples(example.targets)]
-        time = min(row.time for row in targets)
+        mine, time = by_user[example.user_id], min(row.time for row in targets)
+        shown = [row.time for row in mine if row.split in ALLOWED[example.split]]
+        interleaves = example.split != c.TRAIN and max(shown, default=0) > time
+        if interleaves:
+            assert by not in FORWARD
+            time = max(shown) + 1
+        n_interleaved += interleaves
         assert {(row.user, row.split) for row in targets} == {(example.user_id, example.split)}
         assert tuples(example.targets) == [row.entry for row in sorted(targets, key=lambda row: (row.time, row.item))]
         assert all(by_value[value].time < time for _, _, value in tuples(example.history))
         assert all(by_value[value].split in ALLOWED[example.split] for _, _, value in tuples(example.history))
-        assert tuples(example.history) == expected_history(by_user[example.user_id], example.split, time, 5)
-        assert example.moment == len({row.time for row in by_user[example.user_id] if row.time < time}) + 1
+        assert tuples(example.history) == expected_history(mine, example.split, time, 5)
+        assert example.moment == len({row.time for row in mine if row.time < time}) + 1
         asked[example.split] += targets
     for split in c.SPLITS:
         assert sorted(asked[split]) == sorted(row for row in rows if row.split == split)
     keys = [(example.user_id, example.split, example.moment) for example in examples]
     assert len(set(keys)) == len(keys)
     held_out = [(user, split) for user, split, _ in keys if split != c.TRAIN]
-    assert (len(set(held_out)) == len(held_out)) == (by in FORWARD)
+    assert len(set(held_out)) == len(held_out)
+    assert (n_interleaved > 0) == (by not in FORWARD)
+
+
+def test_rows_without_times_are_ordered_by_the_split_that_they_came_with(spark: SparkSession) -> None:
+    rows = enumerate(product(c.SPLITS, "abc"))
+    data = [("u", item, None, number + 0.5, True, split) for number, (split, item) in rows]
+    interactions = with_moments(spark.createDataFrame(data, SCHEMA), seed=1)
+    moments = {split: sorted(row.moment for row in interactions.collect() if row.split == split) for split in c.SPLITS}
+    assert moments == {c.TRAIN: [1, 2, 3], c.VALID: [4, 5, 6], c.TEST: [7, 8, 9]}
+    examples = build_examples(interactions, history_length=9, targets_per_example=9).collect()
+    found = {row.split: (row.moment, sorted(entry.item_id for entry in row.history)) for row in examples}
+    assert found == {c.TRAIN: (1, []), c.VALID: (4, ["a", "b", "c"]), c.TEST: (7, ["a", "a", "b", "b", "c", "c"])}
 
 
 def test_train_rows_are_asked_about_in_chunks_that_no_moment_straddles(spark: SparkSession) -> None:

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from flmrec_spark.lm import checkpoint
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Calibration, ListBlend
+from flmrec_spark.lm.blending import Blend, Calibration, ListBlend
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import Collaborative, Factors, FactorsOfSplits
 from flmrec_spark.lm.grades import Grades
@@ -36,11 +36,14 @@ USERS: dict[str, tuple[Any, ...]] = {
     "ann": ("30", HISTORY, ["i01", "i00"], None),
     "bob": ("30", LONG_HISTORY, [], ["i12", "i01", "i05", "i11"]),
     "new": (None, [], [], None),
+    "old": ("30", [("left the catalogue", True, 5.0)], [], None),
 }
 BIASES = Biases({"ann": 0.5}, {item: 0.05 * place for place, item in enumerate(ITEMS)})
+TRAIN_BIASES = Biases({"ann": -0.75, "bob": 0.25}, {item: -0.5 * place for place, item in enumerate(ITEMS)})
 GRADES = Grades.of([5.0, 8.0, 1.0, 0.5], [True, True, False, False])
 LABELS = {(True, 5.0): 0.75, (False, 1.0): 0.25}
 RATING, LISTING = Calibration(0.7, -0.2, 0.9), ListBlend(0.4, 0.8, 1.1, -0.3, 0.6)
+NEW_USERS = Blend(Calibration(1.3, 0.4, 0.2), ListBlend(0.7, 0.1, 1.9, 0.2, -0.5))
 
 
 def factors(seed: int, n_items: int) -> Factors:
@@ -100,8 +103,10 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         model=model,
         segmenter=segmenter,
         biases=BIASES,
+        train_biases=TRAIN_BIASES,
         calibration=RATING,
         list_blend=LISTING,
+        new_users=NEW_USERS,
         factors=FactorsOfSplits(collaborative(20), collaborative(10)),
         metrics={},
         config={},
@@ -141,7 +146,7 @@ def vector_by_hand(one: Factors, place: int) -> Any:
 
 
 @torch.inference_mode()
-def by_hand(found: Checkpoint, user_id: str, whole: Collaborative) -> dict[str, tuple[float, float]]:
+def by_hand(found: Checkpoint, user_id: str, whole: Collaborative, biases: Biases) -> dict[str, tuple[float, float]]:
     """(score, probability) of each item for one user, each pair alone."""
     torch.set_num_threads(1)
     age, history, _, _ = USERS[user_id]
@@ -170,10 +175,12 @@ def by_hand(found: Checkpoint, user_id: str, whole: Collaborative) -> dict[str, 
         terms = {
             k: float(vector_by_hand(one, place) @ tastes[k] + one.offset[place]) for k, one in whole.factors.items()
         }
-        text = float(model.rating(hidden, pooled)) + BIASES.user.get(user_id, 0.0) + BIASES.item.get(item, 0.0)
-        rating = 0.7 * text + 0.9 * terms["rating"] - 0.2
-        listing = 0.4 * rating + 0.8 * float(model.listing(hidden, pooled)) + 1.1 * terms["listing"] - 0.3
-        listing += 0.6 * (item not in KNOWN)
+        text = float(model.rating(hidden, pooled)) + biases.user.get(user_id, 0.0) + biases.item.get(item, 0.0)
+        a, b, d = (0.7, 0.9, -0.2) if entries else (1.3, 0.2, 0.4)
+        rating = a * text + b * terms["rating"] + d
+        a, b, d, e, f = (0.4, 0.8, 1.1, -0.3, 0.6) if entries else (0.7, 0.1, 1.9, 0.2, -0.5)
+        listing = a * rating + b * float(model.listing(hidden, pooled)) + d * terms["listing"] + e
+        listing += f * (item not in KNOWN)
         result[item] = sigmoid(listing), sigmoid(rating)
     return result
 
@@ -200,7 +207,8 @@ def test_score_and_probability_are_those_of_all_parts(
     got = lists(scores(users, shipped, n=5))
     listed = {row["item_id"] for row in ROWS if row["stock"]}
     for user_id, (_, _, excluded, candidates) in USERS.items():
-        every = by_hand(found, user_id, collaborative(20 if of_train else 10))
+        known = (collaborative(20), TRAIN_BIASES) if of_train else (collaborative(10), BIASES)
+        every = by_hand(found, user_id, *known)
         asked = [item for item in every if item in listed and item not in excluded and item in (candidates or every)]
         best = sorted(asked, key=lambda item: (-every[item][0], item))[:5]
         own = got[user_id]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from flmrec_spark.config import ScoreConfig
 from flmrec_spark.fitting import Tools, fit_all, send
-from flmrec_spark.lm import checkpoint
 from flmrec_spark.prompts import load_template
 from flmrec_spark.ship import ship
 from flmrec_spark.stacking import Prepared, fit_models, with_stack
 from flmrec_spark.stages import hybrid
 from flmrec_spark.stages.baselines.lists import Packed
 from flmrec_spark.stages.baselines.stacker import Stacker
-from flmrec_spark.stages.hybrid import FLM, HYBRID, Moved
+from flmrec_spark.stages.hybrid import FLM, HYBRID
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.user_prompts import user_prompts
 from tests.prepared import write_prepared
@@ -28,7 +29,6 @@ from tests.scored import write_checkpoint
 from tests.world import ITEMS, USERS
 
 NAMES = ["user_item_mean", "item_knn"]
-NONE = Moved({}, np.zeros(len(ITEMS)))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_flm_lists_as_it_does_alone_and_the_stack_by_what_it_makes_of_the_scores
     found = hybrid.lists_of_both(prompts, shipped, packed, stacker, n=4).collect()
     alone = scores(prompts, shipped, n=4).collect()
     assert sorted(tuple(row)[1:] for row in found if row.model == FLM) == sorted(map(tuple, alone))
-    asked = said(hybrid.features(prompts, shipped, packed, moved=NONE))
+    asked = said(hybrid.features(prompts, shipped, packed))
     seen = {(row.user_id, item) for row in prompts.collect() for item in row.excluded}
     for user in USERS:
         left = {item: values for (who, item), values in asked.items() if who == user and (who, item) not in seen}
@@ -90,16 +90,22 @@ def test_flm_lists_as_it_does_alone_and_the_stack_by_what_it_makes_of_the_scores
         assert [row.score for row in listed] == pytest.approx([own[item] for item in best])
 
 
-def test_what_valid_added_to_the_bias_terms_is_taken_from_flm_alone(
-    prompts: DataFrame, shipped: Shipped, packed: Packed, folder: Path
+def test_of_one_label_there_is_no_rating_stack_and_the_hybrid_gives_no_probability(
+    prepared: Prepared, shipped: Shipped, tools: Tools
 ) -> None:
-    plain = said(hybrid.features(prompts, shipped, packed, moved=NONE))
-    moved = Moved({"u00": 0.25}, np.arange(len(ITEMS)) / 10)
-    less = said(hybrid.features(prompts, shipped, packed, moved=moved))
-    slope, places = checkpoint.load(folder).calibration.slope, {item: at for at, item in enumerate(sorted(ITEMS))}
-    for (user, item), values in plain.items():
-        expected = slope * (0.25 * (user == "u00") + places[item] / 10)
-        assert values - less[user, item] == pytest.approx([expected, 0.0, 0.0], abs=1e-6)
+    liked = replace(prepared, interactions=prepared.interactions.withColumn("is_liked", F.lit(True)))
+    given: dict[str, Any] = {
+        "names": NAMES,
+        "history_splits": ("train", "valid"),
+        "tools": tools,
+        "timed": lambda _: nullcontext(),
+    }
+    for data, has_rating in ((liked, False), (prepared, True)):
+        models = with_stack(fit_models(data, shipped, **given), data, shipped=shipped, tools=tools, partitions=2)
+        assert models.stackers is not None
+        assert (models.stackers.rating is not None) == has_rating
+        assert (HYBRID in models.with_probability) == has_rating
+        assert FLM in models.with_probability
 
 
 def test_a_stack_is_fitted_on_valid_and_sees_what_separates_it(

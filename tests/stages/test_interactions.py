@@ -127,6 +127,16 @@ def test_refused_rows_do_not_count_as_duplicates(spark: SparkSession) -> None:
     ]
 
 
+@pytest.mark.parametrize(("time", "kept"), [(None, ["test", "train"]), ("10", ["test"])])
+def test_a_pair_in_two_splits_happened_twice_unless_both_say_the_same_time(
+    spark: SparkSession, time: str | None, kept: list[str]
+) -> None:
+    names = "user_id item_id split rating" + (" timestamp" if time else "")
+    rows = [("u", "i", split, "3", *([time] if time else [])) for split in ("train", "train", "test")]
+    tagged = clean_interactions(given(spark, names, rows), config(split={"by": "column"}), items=None)
+    assert sorted(row.split for row in accepted(tagged).collect()) == kept
+
+
 def test_without_timestamps_a_user_meets_an_item_once(spark: SparkSession) -> None:
     rows = [("u", "i", "3"), ("u", "i", "5"), ("u", "i", "5"), ("u", "j", "1")]
     tagged = clean_interactions(given(spark, "user_id item_id rating", rows), config(), items=None)
