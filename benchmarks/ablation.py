@@ -29,11 +29,12 @@ import torch
 from transformers import AutoConfig
 
 from flmrec_spark.config import Config, load_config
-from flmrec_spark.lm import checkpoint, dataset, native
+from flmrec_spark.lm import checkpoint, native
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.held_out import Answers, HeldOut, compared, told
 from flmrec_spark.lm.machine import describe, named, show, write
 from flmrec_spark.lm.precision import can_pack
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.prompts import load_template
 
@@ -149,7 +150,7 @@ def trained(training: Training) -> tuple[Answers, float | None]:
     config = load_config(training.config, training.overrides)
     done = finetune(config)
     found = checkpoint.load(config.checkpoint)
-    test = HeldOut.of(dataset.read_tables(config.tables.root), found, training.users)
+    test = HeldOut.of(read_tables(config.tables.root), found, training.users)
     means: dict[str, Any] = {"precision": "bf16", "device": training.device}
     if training.device == "cpu":
         means = {"packed": can_pack(), "kernel": native.load(native.build())}

@@ -23,10 +23,11 @@ import torch
 from transformers import AutoConfig
 
 from flmrec_spark.config import Config, load_config
-from flmrec_spark.lm import checkpoint, dataset, native
+from flmrec_spark.lm import checkpoint, native
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.held_out import Answers, HeldOut, compared, told
 from flmrec_spark.lm.machine import calls_per_second, describe, named, show, write
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.scorer import Scorer
 
 _PARTS = ("quality", "speed")
@@ -91,7 +92,7 @@ class Run:
         self.config = load_config(arguments.config, arguments.overrides)
         self.machine = describe("cpu")
         self.kernel = native.load(native.build())
-        self.prepared = dataset.read_tables(self.config.tables.root)
+        self.prepared = read_tables(self.config.tables.root)
         self.answers: dict[str, Answers] = {}
 
     def rows(self, arm: Arm) -> Iterator[Row]:

@@ -31,6 +31,7 @@ from flmrec_spark.config import load_config
 from flmrec_spark.lm import checkpoint, dataset, memory, native
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.machine import describe, show, write
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.shapes import SHAPES, load
 
@@ -75,7 +76,7 @@ def score(arguments: argparse.Namespace) -> Row:
     """The checkpoint loaded, the catalogue's states made, and some users scored against it."""
     started = time.perf_counter()
     found = checkpoint.load(f"{arguments.folder}/checkpoint")
-    segmenter, prepared = found.segmenter(), dataset.read_tables(f"{arguments.folder}/tables")
+    segmenter, prepared = found.segmenter(), read_tables(f"{arguments.folder}/tables")
     items = dataset.catalog(prepared.tables["items"], segmenter)
     kernel = native.load(native.build())
     ways: dict[str, Any] = {"precision": arguments.precision, "kernel": kernel, "packed": kernel is not None}
@@ -101,7 +102,7 @@ def _write_model(arguments: argparse.Namespace, folder: Path) -> None:
 
 def _write_tables(arguments: argparse.Namespace, folder: Path) -> None:
     """The prepared tables with the most rated items alone."""
-    prepared = dataset.read_tables(load_config(arguments.config, arguments.overrides).tables.root)
+    prepared = read_tables(load_config(arguments.config, arguments.overrides).tables.root)
     rated = Counter(prepared.tables["interactions"][c.ITEM_ID].to_pylist())
     kept = {item for item, _ in rated.most_common(arguments.items)}
     for name, table in prepared.tables.items():

@@ -25,6 +25,12 @@ class CollaborativeConfig(Section):
         False, description="the vectors are a token of each segment too, not a term of the logit alone"
     )
 
+    @model_validator(mode="after")
+    def _tokens_of_something(self) -> CollaborativeConfig:
+        if self.tokens and not self.dimension:
+            raise ValueError("tokens: got true, expected false, as dimension is 0: there are no vectors")
+        return self
+
 
 class ModelConfig(Section):
     path: str = Field(description="folder of a pretrained model with its tokenizer")

@@ -146,7 +146,11 @@ def load_template(name: str) -> Template:
     if not file.is_file():
         names = ", ".join(sorted(path.stem for path in _SHIPPED.glob("*.yaml")))
         raise ConfigError(f"prompts.template: got {name}, expected one of {names} or a YAML file")
-    return parse_template(file.read_text(encoding="utf-8"), where=str(name))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"prompts.template: {name}: not readable as UTF-8: {' '.join(str(fault).split())}") from None
+    return parse_template(text, where=str(name))
 
 
 def parse_template(text: str, *, where: str) -> Template:

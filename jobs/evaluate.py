@@ -23,11 +23,12 @@ from pyspark.sql import functions as F
 from rich.console import Console
 
 from flmrec_spark import columns as c
+from flmrec_spark import files
 from flmrec_spark.bootstrap import Array
 from flmrec_spark.errors import InputError
 from flmrec_spark.job import Job, run
 from flmrec_spark.measuring import HISTORY_SPLITS, Inputs, diverse_lists, inputs_of, kept_in_memory
-from flmrec_spark.report import page, stored
+from flmrec_spark.report import stored
 from flmrec_spark.report.console import WIDTH, report
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.publish import publish
@@ -61,7 +62,7 @@ def evaluate(job: Job) -> None:
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
     if job.files["report"] is not None:
-        page.expect_room(job.files["report"])
+        files.expect_room(job.files["report"], flag="--report")
     with job.timed("ship"):
         items, users = job.tables.read("items"), job.tables.read("users")
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
@@ -156,6 +157,11 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         tools=tools(job),
         timed=job.timed,
     )
+    if diverse is not None and published not in (FLM, HYBRID, *config.baselines):
+        log.warning(
+            "evaluate: the diverse lists of score.strategy = %s are not measured: add it to evaluate.baselines",
+            published,
+        )
     models = replace(models, diverse=diverse, published=published)
     if not config.hybrid or config.split != c.TEST:
         return models

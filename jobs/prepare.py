@@ -1,11 +1,12 @@
 """Interactions, items and users as people bring them -> Delta tables interactions, items, users and examples.
 
 What is refused goes to the table `rejects` with its reason. Over prepare.max_reject_share of any source the job
-stops with exit code 8 and leaves the four tables as they were. The same input again changes no table.
+stops with exit code 8 and leaves the four tables as they were. The same input again changes none of the four.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -52,6 +53,9 @@ class Cleaned:
         return self.rows_in - self.rejected
 
 
+log = logging.getLogger("flmrec")
+
+
 def main(argv: Sequence[str]) -> int:
     return run("prepare", prepare, argv, "Clean, split and store interactions, items and users; make the examples.")
 
@@ -93,6 +97,12 @@ def _clean(job: Job, stack: ExitStack) -> list[Cleaned]:
     required += [c.EVENT] * bool(config.event_values) + [c.SPLIT] * (config.split.by == "column")
     source = config.interactions
     frame = _read(job, "interactions", source=source, required=required, optional=c.INTERACTION_COLUMNS)
+    if c.TIMESTAMP not in frame.columns:
+        log.warning(
+            "prepare.interactions: no column %s, so that the order of a user's rows is arbitrary; if there is one of "
+            "another name, name it in prepare.interactions.columns",
+            c.TIMESTAMP,
+        )
     tagged = clean_interactions(frame, config, items=items)
     cleaned.append(_tag(stack, "interactions", source=source, frame=frame, tagged=tagged))
     return cleaned

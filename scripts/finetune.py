@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"flmrec finetune: {type(fault).__name__}: {' '.join(str(fault).split())}", file=sys.stderr)
         return fault.exit_code
     if summary.pop("rank") == 0:
-        print(json.dumps({"job": "finetune", **{key: value for key, value in summary.items() if key != "history"}}))
+        told = {"job": "finetune", **{key: value for key, value in summary.items() if key != "history"}}
+        print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None)))  # JSON has no NaN
     return 0
 
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from flmrec_spark.errors import ConfigError, FlmrecError
+from flmrec_spark import files
+from flmrec_spark.errors import FlmrecError
 
 if TYPE_CHECKING:
     from flmrec_spark.lm.tuning import Search
@@ -36,16 +37,13 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
         output = Path(arguments.output)
-        if not output.parent.is_dir():
-            raise ConfigError(f"--output: got {output}, expected a file in a folder that exists")
+        files.expect_room(output, flag="--output")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as scripts/finetune.py does
         from flmrec_spark.lm import tuning  # torch loads in seconds: not for a wrong flag
 
         config, search = tuning.open_search(arguments.config, arguments.overrides)
         tuning.run(config, search, told=lambda: show(search))
-        draft = output.with_name(output.name + ".draft")
-        draft.write_text(tuning.best_config(search), encoding="utf-8")
-        draft.replace(output)
+        files.write(output, tuning.best_config(search), flag="--output")
     except FlmrecError as fault:
         if arguments.traceback:
             traceback.print_exception(fault)

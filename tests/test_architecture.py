@@ -18,6 +18,7 @@ LAYERS = (
     ("columns",),
     ("errors",),
     (
+        "files",
         "sections",
         "model_sections",
         "training_sections",

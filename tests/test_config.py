@@ -272,3 +272,8 @@ def test_differences_are_taken_to_the_named_baseline_or_where_it_could_not_be_fi
     assert named.compared_with(["als", "item_mean"]) == default.compared_with(["als", "item_mean"]) == "item_mean"
     assert default.compared_with(["als", "popularity"]) == "als"
     assert default.compared_with([]) == "flm"
+
+
+def test_tokens_of_no_factors_are_refused(smallest: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.collaborative: tokens: got true, expected false, as dimension is 0"):
+        load_config(smallest, ["model.collaborative.tokens=true", "model.collaborative.dimension=0"])

@@ -189,3 +189,10 @@ def test_an_answer_is_three_texts_or_is_not_there() -> None:
         parse_template(before + "answer: {cue: a}", where="w")
     with pytest.raises(ConfigError, match=r"w: answer\.liked: got True, expected a text in quotes"):
         parse_template(before + "answer: {cue: a, liked: yes, disliked: b}", where="w")
+
+
+def test_a_template_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(FORM.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"prompts.template: .*mine.yaml: not readable as UTF-8"):
+        load_template(str(file))

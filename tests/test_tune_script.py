@@ -36,5 +36,5 @@ def test_it_writes_the_best_config_and_one_line_of_json(main, tmp_path, capsys):
 
 
 def test_a_missing_folder_is_refused_before_anything_is_read(main, tmp_path, capsys):
-    assert main(["--config", "none.yaml", "--output", str(tmp_path / "none" / "best.yaml")]) == 2
+    assert main(["--config", "none.yaml", "--output", str(tmp_path / "none" / "best.yaml")]) == 5
     assert "--output: got" in capsys.readouterr().err

@@ -16,8 +16,8 @@ fitted apart from the others' where the valid split has enough users of both kin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,22 @@ class Blend:
 
     calibration: Calibration
     listing: ListBlend | None  # None: lists stand in the order of the probability
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Blend:
+        """What `told` gave. Raises KeyError or TypeError of something else."""
+        listing = told["listing"]
+        return cls(Calibration(**told["rating"]), None if listing is None else ListBlend(**listing))
+
+    def told(self) -> dict[str, Any]:
+        """As JSON may hold it."""
+        return {"rating": asdict(self.calibration), "listing": None if self.listing is None else asdict(self.listing)}
+
+    @property
+    def is_sound(self) -> bool:
+        """All numbers are finite, and a better text never makes a worse probability."""
+        numbers = [number for part in self.told().values() if part is not None for number in part.values()]
+        return self.calibration.slope > 0 and bool(np.isfinite(numbers).all())
 
 
 def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration:

@@ -19,7 +19,6 @@ A folder appears whole or not at all: it is written beside its place and renamed
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -179,7 +178,7 @@ def save(
         taste_length=0 if factors is None else factors.whole.history_length,
     )
     manifest.write_json(draft / "flmrec.json", {"settings": asdict(settings), "config": dict(config)})
-    told = {**_told(Blend(calibration, list_blend)), "new_users": None if new_users is None else _told(new_users)}
+    told = {**Blend(calibration, list_blend).told(), "new_users": None if new_users is None else new_users.told()}
     manifest.write_json(draft / "calibration.json", told)
     manifest.write_json(draft / "metrics.json", dict(metrics))
     if write_adapter is not None:
@@ -206,29 +205,16 @@ def read(folder: str | Path) -> Checkpoint:
     try:
         settings = Settings(**manifest.read_json(path / "flmrec.json")["settings"])
         told = manifest.read_json(path / "calibration.json")
-        known, new = (None if part is None else _blend(part) for part in (told, told["new_users"]))
+        known, new = Blend.of(told), None if told["new_users"] is None else Blend.of(told["new_users"])
         text = (path / "template.yaml").read_text(encoding="utf-8")
         template = parse_template(text, where=str(path / "template.yaml"))
     except (KeyError, TypeError, OSError, UnicodeDecodeError, ConfigError) as fault:
         raise CheckpointError(f"{path}: not this project's: {manifest.one_line(fault)}") from fault
-    for blend in (known, new):
-        parts = () if blend is None else (blend.calibration, blend.listing)
-        numbers = [number for part in parts if part is not None for number in asdict(part).values()]
-        if blend is not None and not (blend.calibration.slope > 0 and all(map(math.isfinite, numbers))):
+    for blend in (known, new or known):
+        if not blend.is_sound:
             slope = blend.calibration.slope
             raise CheckpointError(f"{path / 'calibration.json'}: got slope {slope}, expected above 0, finite")
-    assert known is not None
     return Checkpoint(path, manifest.digest_of(path), settings, template, known.calibration, known.listing, new)
-
-
-def _told(blend: Blend) -> dict[str, object]:
-    listing = None if blend.listing is None else asdict(blend.listing)
-    return {"rating": asdict(blend.calibration), "listing": listing}
-
-
-def _blend(told: Mapping[str, Any]) -> Blend:
-    listing = None if told["listing"] is None else ListBlend(**told["listing"])
-    return Blend(Calibration(**told["rating"]), listing)
 
 
 def head_tensors(model: SegmentedModel) -> dict[str, Tensor]:

@@ -29,12 +29,13 @@ from flmrec_spark.lm.collaborative import (
     ItemFactors,
     Places,
 )
-from flmrec_spark.lm.dataset import Catalog, Examples, Floats, Prepared
+from flmrec_spark.lm.dataset import Catalog, Examples, Floats
 from flmrec_spark.lm.factor_validation import Question
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.loading import Data
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.neighbours import Spectrum
+from flmrec_spark.lm.prepared import Prepared
 from flmrec_spark.lm.sequences import Sequences
 from flmrec_spark.lm.text_factors import Learned
 from flmrec_spark.lm.training import BiasTerms

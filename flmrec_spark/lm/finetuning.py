@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from flmrec_spark.config import Config
-from flmrec_spark.lm import checkpoint, dataset, distributed, folders, manifest, resume
-from flmrec_spark.lm.dataset import Prepared
+from flmrec_spark.lm import checkpoint, distributed, folders, manifest, resume
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.prepared import TABLES, Prepared, read_tables
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.prompts import load_template
 
@@ -26,7 +26,7 @@ log = logging.getLogger("flmrec")
 def fingerprint(config: Config, prepared: Prepared) -> str:
     """What a training depends on: its settings, the template, the pretrained files and the versions of the tables."""
     files = manifest.pretrained_files(Path(config.model.path))
-    versions = [f"{name}={prepared.table_ids[name]}:{prepared.versions[name]}" for name in dataset.TABLES]
+    versions = [f"{name}={prepared.table_ids[name]}:{prepared.versions[name]}" for name in TABLES]
     template = load_template(config.prompts.template).to_yaml()
     settings = [config.digest("prompts", "model", "finetune"), config.digest("prepare"), f"format={manifest.FORMAT}"]
     if config.finetune.teacher is not None:
@@ -50,7 +50,7 @@ def finetune(config: Config, *, force: bool = False, stop_after: int | None = No
 def _finetune(config: Config, world: World, *, force: bool, stop_after: int | None) -> dict[str, object]:
     target = Path(config.checkpoint)
     folders.expect_room(target, mark=manifest.NAME)
-    prepared = dataset.read_tables(config.tables.root)
+    prepared = read_tables(config.tables.root)
     key = fingerprint(config, prepared)
     found = {} if force else checkpoint.read_metrics(config.checkpoint)
     if world.agreed(found.get("fingerprint") == key):

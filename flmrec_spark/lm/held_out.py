@@ -14,10 +14,11 @@ from flmrec_spark.bootstrap import Floats, Statistic, interval, mean_over_users,
 from flmrec_spark.lm import dataset
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import ItemFactors
-from flmrec_spark.lm.dataset import Catalog, Examples, Prepared
+from flmrec_spark.lm.dataset import Catalog, Examples
 from flmrec_spark.lm.factor_stage import tastes
 from flmrec_spark.lm.judge import Asked, Judge, Rules, Taste
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.prepared import Prepared, drawn_users
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.ranking import best
 
@@ -64,7 +65,7 @@ class HeldOut:
         segmenter, model, rules = found.segmenter(), found.model(), Rules.of(found, of_train=False)
         items = dataset.catalog(prepared.tables["items"], segmenter)
         user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
-        drawn = dataset.drawn_users(prepared, c.TEST, n=n_users, seed=[1])
+        drawn = drawn_users(prepared, c.TEST, n=n_users, seed=[1])
         rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids, only=drawn)
         factors, own = rules.of_items(items.ids(), items.tokens, model), None
         if rules.factors is not None and factors is not None:

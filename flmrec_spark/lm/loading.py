@@ -9,8 +9,9 @@ from flmrec_spark.config import Config
 from flmrec_spark.errors import InputError
 from flmrec_spark.lm import checkpoint, dataset
 from flmrec_spark.lm.batches import Negatives
-from flmrec_spark.lm.dataset import Catalog, Examples, Index, Prepared
+from flmrec_spark.lm.dataset import Catalog, Examples, Index
 from flmrec_spark.lm.families.loading import layout_of
+from flmrec_spark.lm.prepared import Prepared, drawn_users, expect_histories
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import load_template
 
@@ -37,7 +38,7 @@ def load_data(config: Config, prepared: Prepared) -> Data:
       InputError: no train example, or no valid one to stop and calibrate by.
       CheckpointError: the pretrained folder has no tokenizer.
     """
-    dataset.expect_histories(prepared, config.prompts.history_length)
+    expect_histories(prepared, config.prompts.history_length)
     segmenter = load_segmenter(config)
     segmenter.template.check(
         item_fields=[c.TITLE, c.ITEM_ID, *prepared.fields("items")], user_fields=prepared.fields("users")
@@ -49,7 +50,7 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     train = dataset.examples(
         prepared, c.TRAIN, catalog, segmenter, width=width, user_ids=user_ids, keeps_sources=keeps_sources
     )
-    drawn = dataset.drawn_users(prepared, c.VALID, n=config.finetune.valid_users, seed=[config.finetune.seed, 3])
+    drawn = drawn_users(prepared, c.VALID, n=config.finetune.valid_users, seed=[config.finetune.seed, 3])
     valid = dataset.examples(prepared, c.VALID, catalog, segmenter, width=None, user_ids=user_ids, only=drawn)
     for split, rows in ((c.TRAIN, train), (c.VALID, valid)):
         if not len(rows):

@@ -29,6 +29,7 @@ from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
 from flmrec_spark.lm.loading import load_segmenter
+from flmrec_spark.lm.prepared import Prepared, read_tables
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 from flmrec_spark.prompts import load_template
 
@@ -52,7 +53,7 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     if target.resolve() == source.resolve():
         raise ConfigError(f"pretrain.output: got {target}, which is model.path, expected another folder")
     folders.expect_room(target, mark=MARK)
-    prepared = dataset.read_tables(config.tables.root)
+    prepared = read_tables(config.tables.root)
     versions = {name: f"{prepared.table_ids[name]}:{version}" for name, version in prepared.versions.items()}
     weights = {file.name: manifest.sha256(file) for file in sorted(source.glob("*.safetensors"))}
     template = load_template(config.prompts.template)
@@ -78,7 +79,7 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     return {**summary, "status": "done"}
 
 
-def read_texts(prepared: dataset.Prepared, segmenter: Segmenter) -> TokenBlock:
+def read_texts(prepared: Prepared, segmenter: Segmenter) -> TokenBlock:
     """Every distinct item prompt, and every distinct user prompt of the train split, as tokens."""
     items = dataset.catalog(prepared.tables["items"], segmenter)
     users = sorted(prepared.tables["users"][c.USER_ID].to_pylist())

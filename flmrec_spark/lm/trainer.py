@@ -19,12 +19,13 @@ from flmrec_spark.lm import dataset, factor_stage, resume, training
 from flmrec_spark.lm.adapters import Adapter, merge
 from flmrec_spark.lm.batches import Step, epoch_order, make_step
 from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
-from flmrec_spark.lm.dataset import Floats, Prepared
+from flmrec_spark.lm.dataset import Floats
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import Data
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.precision import resolve
 from flmrec_spark.lm.preflight import expect_room, step_shape
+from flmrec_spark.lm.prepared import Prepared
 from flmrec_spark.lm.starting import build_model
 from flmrec_spark.lm.teacher import Teacher, soft_loss
 from flmrec_spark.lm.terms import Terms

@@ -21,9 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flmrec_spark.config import Config, Range, load_config
 from flmrec_spark.errors import ConfigError, FlmrecError, InputError
-from flmrec_spark.lm import dataset, machine
+from flmrec_spark.lm import machine
 from flmrec_spark.lm.finetuning import finetune, fingerprint
 from flmrec_spark.lm.manifest import text_digest
+from flmrec_spark.lm.prepared import expect_histories, read_tables
 
 log = logging.getLogger("flmrec")
 
@@ -59,7 +60,7 @@ def open_search(config_file: str, overrides: Sequence[str] = ()) -> tuple[Config
     Raises:
       ConfigError: tune.space is empty, names a key outside of prompts, model and finetune, one that the config does
         not know, or a value that the key, or the prepared tables, refuse.
-      CheckpointError, InputError: as `dataset.read_tables`.
+      CheckpointError, InputError: as `read_tables`.
     """
     config = load_config(config_file, overrides)
     if not config.tune.space:
@@ -72,8 +73,8 @@ def open_search(config_file: str, overrides: Sequence[str] = ()) -> tuple[Config
             tried.append(load_config(config_file, [*overrides, _override(key, value)]))
     folder = Path(f"{config.checkpoint}.tune")
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = dataset.read_tables(config.tables.root)
-    dataset.expect_histories(prepared, max(one.prompts.history_length for one in tried))
+    prepared = read_tables(config.tables.root)
+    expect_histories(prepared, max(one.prompts.history_length for one in tried))
     name = text_digest(f"{fingerprint(config, prepared)}|{config.tune.model_dump_json(include={'space', 'metric'})}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

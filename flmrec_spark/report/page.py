@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.report import charts, found, words
 from flmrec_spark.report.charts import OURS, THEIRS, Series
 from flmrec_spark.report.content import Result
@@ -33,35 +30,6 @@ class Run:
     n_users: int
     n_items: int
     inputs: Mapping[str, str]
-
-
-def expect_room(path: Path) -> None:
-    """Sees that a file may be written or replaced there, before hours are spent on its content.
-
-    Raises:
-      EnvironmentFault: its folder is missing or not to be written, or it is a folder itself.
-    """
-    if not path.parent.is_dir():
-        raise EnvironmentFault(f"--report: got {path}, expected a file in a folder that is there; make {path.parent}")
-    if path.is_dir():
-        raise EnvironmentFault(f"--report: got {path}, which is a folder, expected a file")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise EnvironmentFault(f"--report: got no right to write in {path.parent}, expected one")
-
-
-def write(path: Path, text: str) -> None:
-    """Puts the text in the file's place; at every moment the old one or the new one can be read.
-
-    Raises:
-      EnvironmentFault: it cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as fault:
-        draft.unlink(missing_ok=True)
-        raise EnvironmentFault(f"--report: {path} cannot be written: {fault.strerror}") from None
 
 
 def render(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyspark.sql import DataFrame
 
+from flmrec_spark import files
 from flmrec_spark.config import EvaluateConfig
 from flmrec_spark.lm.checkpoint import read_metrics
 from flmrec_spark.report import page
@@ -57,4 +58,5 @@ def publish(
     n_rows = counts["held_out_rows"] - counts["unscored_rows"]
     about = page.Run(run_id, evaluate.split, n_rows, counts["users"], counts["items"], inputs)
     training = read_metrics(checkpoint).get("history", [])
-    page.write(file, page.render(result, about, training=training, examples=examples, speeds=earlier))
+    text = page.render(result, about, training=training, examples=examples, speeds=earlier)
+    files.write(file, text, flag="--report")

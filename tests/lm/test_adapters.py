@@ -16,10 +16,10 @@ from flmrec_spark.config import AdapterConfig
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm import adapters, checkpoint, manifest
 from flmrec_spark.lm.adapters import Adapter
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.trainer import Trainer
 from tests.prepared import tiny_config
 from tests.tiny import ENCODER_DECODERS, FAMILIES, tiny_bert, tiny_family

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from flmrec_spark.config import AugmentConfig
 from flmrec_spark.lm.augmentation import augmented
 from flmrec_spark.lm.batches import make_step
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.loading import Data, load_data
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.segments import Interaction
 from tests.prepared import tiny_config
 

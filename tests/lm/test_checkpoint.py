@@ -213,7 +213,10 @@ def test_another_tokenizer_does_not_match_even_with_a_manifest_made_for_it(folde
 
 @pytest.mark.parametrize(
     "calibration",
-    ['{"rating": {"slope": -1.0}, "listing": null, "new_users": null}', '{"rating": {"slope": 1.0, "intercept": NaN}, "listing": null, "new_users": null}'],
+    [
+        '{"rating": {"slope": -1.0}, "listing": null, "new_users": null}',
+        '{"rating": {"slope": 1.0, "intercept": NaN}, "listing": null, "new_users": null}',
+    ],
 )
 def test_a_calibration_that_turns_the_order_is_refused(folder, calibration):
     (folder / "calibration.json").write_text(calibration)

@@ -15,9 +15,9 @@ from flmrec_spark.config import Config
 from flmrec_spark.lm import checkpoint, factor_stage, neighbour_choice
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.segments import FACTORS
 from flmrec_spark.lm.trainer import Trainer
 from tests.prepared import prepared_rows, tiny_config, write_prepared

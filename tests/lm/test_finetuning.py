@@ -13,9 +13,9 @@ import torch
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError, ConfigError, InputError
 from flmrec_spark.lm import checkpoint, resume, trainer
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.lm.validation import Validation
 from flmrec_spark.prompts import load_template

@@ -12,11 +12,11 @@ import torch
 from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.lm import preflight as memory
 from flmrec_spark.lm import starting, trainer, training
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data, load_segmenter
 from flmrec_spark.lm.preflight import estimate, step_shape
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.trainer import Trainer
 from tests.prepared import tiny_config
 from tests.tiny import FAMILIES, FULL_ONLY, save_family

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config,
 from flmrec_spark.config import Config, PretrainConfig
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import pretraining
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_segmenter
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.pretraining import MARK, pretrain, read_texts
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 from flmrec_spark.prompts import load_template

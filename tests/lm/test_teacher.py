@@ -12,9 +12,9 @@ import torch
 from flmrec_spark.config import Config
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import checkpoint
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune, fingerprint
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.teacher import Teacher, soft_loss
 from flmrec_spark.lm.trainer import Trainer

@@ -15,10 +15,10 @@ from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError
 from flmrec_spark.lm import checkpoint, dataset, factor_files, text_factors
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, ItemFactors, TextMap
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.judge import Rules
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.segments import FACTORS, TokenBlock
 from flmrec_spark.lm.terms import Terms
 from flmrec_spark.lm.trainer import Trainer

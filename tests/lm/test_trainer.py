@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flmrec_spark.config import FinetuneConfig
-from flmrec_spark.lm.dataset import read_tables
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.trainer import Trainer
 from tests.prepared import tiny_config
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.report import page
 from flmrec_spark.report.content import Result
 from flmrec_spark.report.examples import ExampleUser, Listed
@@ -207,25 +205,6 @@ def test_speed_is_drawn_in_order(read: Element) -> None:
     assert said.endswith("layer 0 1000, 0.6000; layer last 65k, 0.6100; attention 130k, 0.5900")
     places = [float(dot.attributes["cx"]) for dot in figure.all("circle")]
     assert places == sorted(places)
-
-
-def test_a_page_replaces_another_whole_and_leaves_no_draft(tmp_path: Path) -> None:
-    file = tmp_path / "report.html"
-    page.write(file, "old")
-    page.write(file, "new é")
-    assert file.read_text(encoding="utf-8") == "new é"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_page_without_a_place_is_told_before_and_after(tmp_path: Path) -> None:
-    missing = tmp_path / "none" / "report.html"
-    with pytest.raises(EnvironmentFault, match=r"got .*none/report.html, expected a file in a folder that is"):
-        page.expect_room(missing)
-    with pytest.raises(EnvironmentFault, match="which is a folder, expected a file"):
-        page.expect_room(tmp_path)
-    with pytest.raises(EnvironmentFault, match="cannot be written: No such file or directory"):
-        page.write(missing, "x")
-    page.expect_room(tmp_path / "report.html")
 
 
 def test_what_diversity_costs_has_a_section_where_it_was_measured(html: str) -> None:
