@@ -26,9 +26,10 @@ _VALID_FROM, _TEST_FROM = "row:valid_from", "row:test_from"
 
 
 def with_moments(interactions: DataFrame, *, seed: int) -> DataFrame:
-    """Adds `moment`. Rows without timestamps get an order that is arbitrary, but the same in every run.
+    """Adds `moment`; `timestamp` and `split` may be null.
 
-    Where the source says their splits, that order is train, valid, test: all that is known of it.
+    Rows without timestamps get an order that is arbitrary, but the same in every run; where the source says their
+    splits, train comes first and test last: that much is known of it.
     """
     no_time = F.col(c.TIMESTAMP).isNull()
     places = [F.when(F.col(c.SPLIT) == split, place) for place, split in enumerate(c.SPLITS)]

@@ -96,8 +96,8 @@ def distance(config: Config) -> tuple[float, float]:
 
 
 def test_a_student_moves_towards_its_teacher(world):
-    before, after = distance(taught(world, 1.0))
-    _, without = distance(taught(world, 0.0))
+    before, after = distance(taught(world, 1.0, epochs=80))
+    _, without = distance(taught(world, 0.0, epochs=80))
     assert after < 0.5 * before
     assert after < 0.5 * without
 

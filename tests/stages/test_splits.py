@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import SplitConfig
@@ -21,7 +22,8 @@ Row = tuple[str, str, int]  # user, item, second
 def frame_of(spark: SparkSession, rows: list[Row] | list[tuple[str, str, None]], shuffled: int = 1) -> DataFrame:
     rows = random.Random(shuffled).sample(rows, len(rows))
     timed = [(u, i, None if t is None else datetime.fromtimestamp(t, UTC)) for u, i, t in rows]
-    return spark.createDataFrame(timed, "user_id string, item_id string, timestamp timestamp")
+    frame = spark.createDataFrame(timed, "user_id string, item_id string, timestamp timestamp")
+    return frame.withColumn(c.SPLIT, F.lit(None).cast("string"))
 
 
 def split(spark: SparkSession, rows: Any, shuffled: int = 1, **settings: Any) -> dict[tuple[str, str, int], Any]:
