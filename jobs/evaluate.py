@@ -120,6 +120,7 @@ def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measu
             job.versions |= told
             shipped = shipped.of_train() if config.split == c.VALID else shipped
         models = _models(job, shipped, diverse)
+        _tell_what_is_missing(models, config.against)
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, models)
         with job.timed("score lists"):
@@ -157,11 +158,6 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         tools=tools(job),
         timed=job.timed,
     )
-    if diverse is not None and published not in (FLM, HYBRID, *config.baselines):
-        log.warning(
-            "evaluate: the diverse lists of score.strategy = %s are not measured: add it to evaluate.baselines",
-            published,
-        )
     models = replace(models, diverse=diverse, published=published)
     if not config.hybrid or config.split != c.TEST:
         return models
@@ -171,6 +167,13 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     except InputError as fault:
         log.warning("evaluate: %s; the hybrid is left out", fault)
         return models
+
+
+def _tell_what_is_missing(models: Models, against: str | None) -> None:
+    if against is not None and against not in models.baselines:
+        log.warning("evaluate: %s was left out: differences are not taken to evaluate.against", against)
+    if models.diverse is not None and models.published not in models.listing:
+        log.warning("evaluate: the diverse lists of score.strategy = %s are not measured", models.published)
 
 
 def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:

@@ -48,7 +48,7 @@ def test_content_depends_on_the_template_and_on_every_file_of_its_model(tmp_path
     assert depends_on(["ease", "als"], tools=TOOLS) == ["ease", "als"]
     assert depends_on(["content_tfidf"], tools=TOOLS) == ["content_tfidf", TOOLS.template.to_yaml()]
     assert depends_on(["als"], tools=TOOLS, compares_texts=True) == ["als", TOOLS.template.to_yaml()]
-    with pytest.raises(CheckpointError, match="nowhere: not found, expected a pretrained model"):
+    with pytest.raises(CheckpointError, match="nowhere: got no folder, expected a pretrained model"):
         depends_on(["content_lm"], tools=TOOLS)
     folder = save_tiny(tmp_path / "model", max_shard_size="20KB")
     shards = sorted(folder.glob("*.safetensors"))

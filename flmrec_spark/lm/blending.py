@@ -27,6 +27,7 @@ Scores = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 N_DRAWN = 100  # items of a user that those liked next are told apart from
+FEWEST_USERS = 50  # of a kind, held out, below which nothing is fitted for them alone
 
 
 def sigmoid(log_odds: Any) -> Scores:

@@ -19,6 +19,7 @@ import torch
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
 from flmrec_spark.lm import dataset, factor_training, neighbour_choice, neighbours, text_factors
+from flmrec_spark.lm.blending import FEWEST_USERS
 from flmrec_spark.lm.collaborative import (
     LISTING,
     RATING,
@@ -103,7 +104,7 @@ def fitted(
 
         first[objective], found = fit(early, questions)
         begun = first[objective], early.places(late.items)
-        second[objective], _ = fit(late, [], start=begun, epochs=int(found.get("epoch", 1)))
+        second[objective], _ = fit(late, [], start=begun, epochs=int(found["epoch"]))
         if settings.neighbours:
             pair = (first[objective], early), (second[objective], late)
             is_drawable = data.catalog.is_known[early.items] if objective == LISTING else None
@@ -233,7 +234,7 @@ def tastes(
 def _questions(data: Data, known: Known, n_history: int) -> list[Question]:
     """The valid examples of users with history, as what is known of them before their moments.
 
-    Of the others no factors say anything but offsets: neither may they stop the learning, nor choose neighbours.
+    Of the others, factors say nothing but offsets: they may not stop the learning. Nor may a few among more such.
     """
     n_items, found = len(data.catalog.item_ids), []
     for row, (user, moment) in enumerate(zip(data.valid.users.tolist(), data.valid.moments.tolist(), strict=True)):
@@ -246,4 +247,4 @@ def _questions(data: Data, known: Known, n_history: int) -> list[Question]:
         asked = (data.valid.targets[row] >= 0) & (targets >= 0)
         labels = data.valid.labels[row][asked] > 0.5
         found.append(Question(user, items, own_labels, targets[asked], labels, seen[seen >= 0]))
-    return found
+    return [] if len(found) < min(FEWEST_USERS, len(data.valid) - len(found)) else found

@@ -6,7 +6,7 @@ cross-entropy of liked or not, or of how much (`grades`), beside bias terms that
 its own); `listing` factors that of each liked target among all items (or among a draw of _DRAWN, when there are more).
 
 Weight decay and dropout are what keeps a few rows per item from being learned by heart; the epoch with the best UAUC,
-or NDCG@10, on the valid split wins. Where that asks about no item of the training (cold items), the last one does.
+or NDCG@10, on the valid split wins. Where that asks about no item or no user of the training, the last one does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fit(
     start: tuple[Factors, Places] | None = None,
     epochs: int | None = None,
 ) -> tuple[Factors, dict[str, float]]:
-    """Factors of one objective, and the best validation: {uauc or ndcg, epoch}.
+    """Factors of one objective, and the best validation: {uauc or ndcg, epoch}, the epoch alone without questions.
 
     Args:
       sequences: the rows to learn from.
@@ -69,7 +69,7 @@ def fit(
     rows = sequences.rows(training.targets_per_row)
     n_steps = n_epochs * -(-len(rows) // training.rows_per_step)
     step, found, top, n_worse = 0, module.factors(), -math.inf, 0
-    told: dict[str, float] = {}
+    told: dict[str, float] = {"epoch": n_epochs}
     for epoch in range(n_epochs):
         module.train()
         for own in _parts(random.permutation(len(rows)), training.rows_per_step):

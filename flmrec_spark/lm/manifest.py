@@ -79,7 +79,8 @@ def _read(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / NAME)
     if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict) or "digest" not in manifest:
         raise CheckpointError(
-            f"{folder / NAME}: got format {manifest.get('format')!r}, expected {FORMAT}: not this project's"
+            f"{folder / NAME}: got format {manifest.get('format')!r}, expected {FORMAT}: "
+            "another version's, or not this project's"
         )
     for name, entry in manifest["files"].items():
         is_whole = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
@@ -112,7 +113,8 @@ def pretrained_files(folder: Path) -> list[tuple[str, str]]:
     """
     names = sorted(file for file in folder.glob("*") if file.suffix in _PRETRAINED)
     if not any(file.suffix == ".safetensors" for file in names):
-        raise CheckpointError(f"{folder}: not found, expected a pretrained model with safetensors weights")
+        found = "no safetensors file" if folder.is_dir() else "no folder"
+        raise CheckpointError(f"{folder}: got {found}, expected a pretrained model with safetensors weights")
     return [(file.name, sha256(file)) for file in names]
 
 

@@ -95,13 +95,15 @@ def expect_histories(prepared: Prepared, length: int) -> None:
     kept = pc.max(pc.list_value_length(table[c.HISTORY])).as_py()
     if kept >= length:
         return
-    asked = table.filter(pc.equal(table[c.SPLIT], c.VALID)).select([c.USER_ID, c.MOMENT])
-    shown = of_splits(prepared, [c.TRAIN]).select([c.USER_ID, c.MOMENT])
-    pairs = shown.join(asked, c.USER_ID, join_type="inner", right_suffix="_asked", use_threads=False)
-    before = pairs.filter(pc.less(pairs[c.MOMENT], pairs[f"{c.MOMENT}_asked"]))
-    counted = before.group_by(c.USER_ID, use_threads=False).aggregate([(c.MOMENT, "count")])
-    if pc.any(pc.greater(counted[f"{c.MOMENT}_count"], kept)).as_py():
-        raise ConfigError(
-            f"prompts.history_length: got {length}, expected at most {kept}, which the examples were prepared with; "
-            "run jobs/prepare.py again"
-        )
+    for split, splits in ((c.TRAIN, [c.TRAIN]), (c.VALID, [c.TRAIN]), (c.TEST, [c.TRAIN, c.VALID])):
+        asked = table.filter(pc.equal(table[c.SPLIT], split)).group_by(c.USER_ID, use_threads=False)
+        last = asked.aggregate([(c.MOMENT, "max")])
+        shown = of_splits(prepared, splits).select([c.USER_ID, c.MOMENT])
+        pairs = shown.join(last, c.USER_ID, join_type="inner", use_threads=False)
+        before = pairs.filter(pc.less(pairs[c.MOMENT], pairs[f"{c.MOMENT}_max"]))
+        counted = before.group_by(c.USER_ID, use_threads=False).aggregate([(c.MOMENT, "count")])
+        if pc.any(pc.greater(counted[f"{c.MOMENT}_count"], kept)).as_py():
+            raise ConfigError(
+                f"prompts.history_length: got {length}, expected at most {kept}, which the examples were prepared "
+                "with; run jobs/prepare.py again"
+            )

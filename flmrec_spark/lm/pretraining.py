@@ -29,7 +29,7 @@ from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
 from flmrec_spark.lm.loading import load_segmenter
-from flmrec_spark.lm.prepared import Prepared, read_tables
+from flmrec_spark.lm.prepared import Prepared, expect_histories, read_tables
 from flmrec_spark.lm.segments import Segmenter, TokenBlock
 from flmrec_spark.prompts import load_template
 
@@ -45,7 +45,8 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     Returns what pretraining.json holds, with `status`. The same command on the same inputs does nothing.
 
     Raises:
-      ConfigError: the model is neither an encoder nor a decoder, or the output is the model's own folder.
+      ConfigError: the model is neither an encoder nor a decoder, the output is the model's own folder, or prompts are
+        to show longer histories than the tables have.
       CheckpointError: the pretrained folder is missing or damaged, or the output is something else's folder.
       InputError: the tables are missing or empty.
     """
@@ -54,6 +55,7 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
         raise ConfigError(f"pretrain.output: got {target}, which is model.path, expected another folder")
     folders.expect_room(target, mark=MARK)
     prepared = read_tables(config.tables.root)
+    expect_histories(prepared, config.prompts.history_length)
     versions = {name: f"{prepared.table_ids[name]}:{version}" for name, version in prepared.versions.items()}
     weights = {file.name: manifest.sha256(file) for file in sorted(source.glob("*.safetensors"))}
     template = load_template(config.prompts.template)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from flmrec_spark import metrics
 from flmrec_spark.lm.blending import (
+    FEWEST_USERS,
     N_DRAWN,
     Blend,
     Bools,
@@ -29,7 +30,6 @@ from flmrec_spark.ranking import best
 
 _K = 10  # cut-off of the validation's NDCG
 _SEED = 7
-_FEWEST = 50  # users of a kind below which nothing is fitted for them alone
 
 
 @dataclass(frozen=True)
@@ -75,32 +75,42 @@ class Validation:
     n_known: int
 
     def blends(self) -> tuple[Blend, Blend | None]:
-        """Of users with history, and of those without; None where too few are held out to tell the kinds apart.
+        """Of users with history, and of those without; None where the held-out ones are too few to tell them apart.
 
-        Where too few have a history, nothing here says what their tastes are worth: they weigh as in training.
+        Where most are without history and few have one, nothing here says what tastes are worth: they weigh as in
+        training, and what is fitted on all is for users without.
         """
         new, every = self.of_new, tuple(np.ones(len(rows), dtype=bool) for rows in self.of_new)
         of_all = self._fitted(*every)
-        if self.n_new < _FEWEST:
+        if self.n_known < min(FEWEST_USERS, self.n_new):
+            known, unknown = self._as_trained(), of_all
+        elif self.n_new < FEWEST_USERS:
             return of_all, None
-        if self.n_known < _FEWEST:
-            return self._fitted(*every, as_trained=True), of_all
-        apart = self._fitted(~new[0], ~new[1]), self._fitted(*new)
-        known, unknown = (replace(one, listing=one.listing or of_all.listing) for one in apart)
+        else:
+            known, unknown = self._fitted(~new[0], ~new[1], otherwise=of_all), self._fitted(*new, otherwise=of_all)
         # What a hybrid is made of is the same for all users.
         return (of_all, None) if (known.listing is None) != (unknown.listing is None) else (known, unknown)
 
-    def _fitted(self, asked: Bools, drawn: Bools, *, as_trained: bool = False) -> Blend:
-        parts, liked = self.asked.take(asked), self.labels[asked] > 0.5
-        if as_trained and parts.rating is not None:
-            fitted = fit_calibration(parts.plain_rating(), None, liked)
-            calibration = Calibration(fitted.slope, fitted.intercept, factors=fitted.slope)
-        else:
-            calibration = fit_calibration(parts.text, parts.rating, liked)
+    def _fitted(self, asked: Bools, drawn: Bools, *, otherwise: Blend | None = None) -> Blend:
+        """On some rows; a part that they say nothing of is as in `otherwise`."""
+        parts, given = self.asked.take(asked), otherwise or Blend(Calibration(), None)
+        calibration = fit_calibration(parts.text, parts.rating, self.labels[asked] > 0.5)
+        calibration = given.calibration if calibration == Calibration() else calibration
         parts = self.drawn.take(drawn)
         rating = calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
         told = rating, parts.head, parts.listing, self.is_relevant[drawn], self.weights[drawn], parts.is_new
-        return Blend(calibration, fit_list_blend(*told))
+        return Blend(calibration, fit_list_blend(*told) or given.listing)
+
+    def _as_trained(self) -> Blend:
+        """On all rows, with one weight for the sum of a rating's parts, and one for that of a list's."""
+        whole = fit_calibration(self.asked.plain_rating(), None, self.labels > 0.5)
+        calibration = Calibration(whole.slope, whole.intercept, factors=whole.slope)
+        if not self.drawn.has_listing:
+            return Blend(calibration, None)
+        rating = calibration.log_odds(self.drawn.plain_rating())
+        told = rating, self.drawn.plain_listing(), None, self.is_relevant, self.weights, self.drawn.is_new
+        listing = fit_list_blend(*told)
+        return Blend(calibration, None if listing is None else replace(listing, factors=listing.head))
 
 
 def validate(

@@ -3,8 +3,8 @@
 Shown is what happened strictly before the moment: train rows when the targets are train or valid, train and valid
 rows when they are test. Train rows are asked about in chunks, rows of one moment always in one chunk; the moment of
 a chunk is that of its first row. A user's valid rows, and their test rows, are asked about in one chunk each, as a
-nightly run would score them: at the moment of the first, or, where the splits of the user interleave so that none lies
-between, after everything that may be shown.
+nightly run would score them: at the moment of the first, or, where that is no moment between them, because the splits
+of the user interleave or are all of one moment, after everything that may be shown.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ def _asked(interactions: DataFrame, *, targets_per_example: int) -> DataFrame:
             _as_interactions(F.sort_array(F.collect_list(target))).alias(c.TARGETS),
         )
     )
-    interleaves = ~is_train & (F.col(_LAST) > F.col(c.MOMENT))
-    before = F.when(interleaves, F.col(_SHOWN)).otherwise(F.col(_BEFORE)).cast("int")
-    moment = F.when(interleaves, F.col(_LAST) + 1).otherwise(F.col(c.MOMENT))
-    return chunks.withColumn(_BEFORE, before).withColumn(c.MOMENT, moment).drop(_CHUNK, _SHOWN, _LAST)
+    is_one_moment = (F.col(_BEFORE) == 0) & (F.col(_SHOWN) > 0)
+    has_none_between = ~is_train & ((F.col(_LAST) > F.col(c.MOMENT)) | is_one_moment)
+    before = F.when(has_none_between, F.col(_SHOWN)).otherwise(F.col(_BEFORE)).cast("int")
+    moment = F.when(has_none_between, F.col(_LAST) + 1).otherwise(F.col(c.MOMENT))
+    return chunks.withColumns({_BEFORE: before, c.MOMENT: moment}).drop(_CHUNK, _SHOWN, _LAST)
 
 
 def _with_history(asked: DataFrame, shown: DataFrame, *, length: int) -> DataFrame:

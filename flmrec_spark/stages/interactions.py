@@ -3,7 +3,8 @@
 Reasons, the first that applies: malformed row, missing user_id, missing item_id, text too long, unreadable rating,
 rating out of range, unknown event, no rating or event, unreadable timestamp, unknown split, item not in items,
 exact duplicate, conflicting duplicate. A user may meet an item many times, at different times; of rows with one
-user, item and timestamp the one of the highest value is kept, and without timestamps one row per user and item.
+user, item and timestamp the one of the highest value is kept, and without timestamps one row per user and item, in
+each of the splits that the rows come with.
 """
 
 from __future__ import annotations

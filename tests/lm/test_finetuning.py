@@ -253,7 +253,7 @@ def test_nothing_to_validate_on_is_told_and_nothing_is_written(world):
     ("sections", "error", "told"),
     [
         ({"tables": {"root": "nowhere"}}, InputError, "table interactions: not found"),
-        ({"model": {"path": "nowhere"}}, CheckpointError, "nowhere: not found, expected a pretrained model"),
+        ({"model": {"path": "nowhere"}}, CheckpointError, "nowhere: got no folder, expected a pretrained model"),
         ({"model": {"join_layer": 9}}, ConfigError, r"model.join_layer: got 9, expected 0 .. 2"),
         ({"prompts": {"user_tokens": 120}}, ConfigError, r"user_tokens \+ item_tokens = 160, expected at most"),
         ({"prompts": {"template": "nowhere"}}, ConfigError, r"prompts.template: got nowhere, expected one of en, zh"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 
 from flmrec_spark.config import Config
 from flmrec_spark.errors import CheckpointError, ConfigError
-from flmrec_spark.lm import checkpoint
+from flmrec_spark.lm import checkpoint, manifest
+from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.finetuning import finetune, fingerprint
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
@@ -49,6 +52,11 @@ def world(world: Path) -> Path:
 
 
 def test_a_teacher_says_of_a_pair_what_it_would_be_scored(world):
+    told = world / "teacher" / "calibration.json"
+    new_users = {"rating": asdict(Calibration(0.5, -1.0)), "listing": None}
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"new_users": new_users}))
+    (world / "teacher" / manifest.NAME).unlink()
+    manifest.write(world / "teacher")
     own = trainer(taught(world, 0.5))
     found = checkpoint.load(world / "teacher")
     segmenter, biases = found.segmenter(), found.biases(of_train=True)
@@ -57,16 +65,18 @@ def test_a_teacher_says_of_a_pair_what_it_would_be_scored(world):
     assert own.teacher is not None
     got = own.teacher.probabilities(step).numpy()
     assert (np.isnan(got) == (step.items < 0)).all()
-    scorer = Scorer(found.model(), items, calibration=found.calibration)
+    scorer = Scorer(found.model(), items)
+    sources = [own.data.train.sources[row] for row in step.rows]
+    assert not any(source.history for source in sources)  # what a user's first rows are asked with
     for row in range(len(step.users)):
-        source = own.data.train.sources[step.rows[row]]
+        source = sources[row]
         prompt = segmenter.user(source.profile, source.history)
         assert prompt is not None
         asked = step.items[row][step.items[row] >= 0]
         logits = scorer.logits(prompt.ids, items=asked.astype(np.intp))
         user = biases.user[own.data.user_ids[step.users[row]]]
         item = np.array([biases.item[own.data.catalog.item_ids[place]] for place in asked])
-        expected = found.calibration.probability(logits + user + item)
+        expected = Calibration(0.5, -1.0).probability(logits + user + item)
         np.testing.assert_allclose(got[row][step.items[row] >= 0], expected, atol=1e-5)
 
 

@@ -177,6 +177,21 @@ def test_where_one_kind_is_rare_all_are_blended_alike_and_unmet_tastes_weigh_as_
     assert known.calibration.factors == known.calibration.slope
     alone = fit_calibration(few_known.asked.plain_rating(), None, few_known.labels > 0.5)
     assert known.calibration == Calibration(alone.slope, alone.intercept, alone.slope)
+    assert known.listing is not None
+    assert known.listing.factors == known.listing.head > 0
+    assert judged(3, 40).blends() == (known, rest)
+    assert judged(40, 3).blends() == (together, None)
+
+
+def test_users_without_history_of_one_label_have_the_probability_of_all():
+    found = judged(50, 50)
+    labels = found.labels.copy()
+    labels[1::2] = 1
+    found = replace(found, labels=labels)
+    known, new = found.blends()
+    assert new is not None
+    assert new.calibration == fit_calibration(found.asked.text, found.asked.rating, labels > 0.5)
+    assert known.calibration != new.calibration
 
 
 def test_kinds_are_blended_alike_where_only_one_has_a_list_of_its_own():

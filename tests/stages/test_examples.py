@@ -85,9 +85,9 @@ def test_a_history_lies_before_the_moment_and_is_all_of_it_where_held_out_rows_i
         mine, time = by_user[example.user_id], min(row.time for row in targets)
         shown = [row.time for row in mine if row.split in ALLOWED[example.split]]
         interleaves = example.split != c.TRAIN and max(shown, default=0) > time
-        if interleaves:
-            assert by not in FORWARD
-            time = max(shown) + 1
+        is_one_moment = example.split != c.TRAIN and bool(shown) and min(shown) == time
+        assert not (interleaves and by in FORWARD)
+        time = max(shown) + 1 if interleaves or is_one_moment else time
         n_interleaved += interleaves
         assert {(row.user, row.split) for row in targets} == {(example.user_id, example.split)}
         assert tuples(example.targets) == [row.entry for row in sorted(targets, key=lambda row: (row.time, row.item))]
