@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from flmrec_spark.config import load_config
 from flmrec_spark.errors import FlmrecError
+from flmrec_spark.lm import before_torch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads would wait for a busy core by spinning
+        before_torch.set_defaults()
         from flmrec_spark.lm.finetuning import finetune  # torch loads in seconds: not for a wrong flag
 
         summary = finetune(config, force=arguments.force, stop_after=arguments.stop_after)

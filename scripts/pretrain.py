@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from flmrec_spark.config import load_config
 from flmrec_spark.errors import FlmrecError
+from flmrec_spark.lm import before_torch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as scripts/finetune.py does
+        before_torch.set_defaults()
         from flmrec_spark.lm.pretraining import pretrain  # torch loads in seconds: not for a wrong flag
 
         summary = pretrain(config, force=arguments.force)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from flmrec_spark import files
 from flmrec_spark.errors import FlmrecError
+from flmrec_spark.lm import before_torch
 
 if TYPE_CHECKING:
     from flmrec_spark.lm.tuning import Search
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         output = Path(arguments.output)
         files.expect_room(output, flag="--output")
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as scripts/finetune.py does
+        before_torch.set_defaults()
         from flmrec_spark.lm import tuning  # torch loads in seconds: not for a wrong flag
 
         config, search = tuning.open_search(arguments.config, arguments.overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -29,7 +30,14 @@ FINETUNE = {
 }
 
 
-def evaluated(folder: Path, lines: list[str], *, database: str, prepare_keys: dict[str, object]) -> Path:
+def evaluated(
+    folder: Path,
+    lines: list[str],
+    *,
+    database: str,
+    prepare_keys: dict[str, object],
+    more: dict[str, dict[str, object]] | None = None,
+) -> Path:
     """Runs prepare, fine-tune and evaluate on a log without item and user files; returns the folder of the tables."""
     folder.mkdir(exist_ok=True)
     (folder / "log.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -37,7 +45,15 @@ def evaluated(folder: Path, lines: list[str], *, database: str, prepare_keys: di
     source = {"path": str(folder / "log.csv"), "format": "csv", "columns": COLUMNS}
     keys = {"interactions": source, "items": None, "users": None, "rating_range": None, **prepare_keys}
     few = {"k": [3], "bootstrap": 5, "baselines": ["popularity", "item_mean"], "hybrid": False}
-    config = write_config(folder, tables={"database": database}, prepare=keys, finetune=FINETUNE, evaluate=few)
+    sections: dict[str, dict[str, object]] = {
+        "tables": {"database": database},
+        "prepare": keys,
+        "finetune": FINETUNE,
+        "evaluate": few,
+    }
+    for name, section in (more or {}).items():
+        sections[name] = {**sections.get(name, {}), **section}
+    config = write_config(folder, **sections)
     for main in (prepare.main, finetune.main):
         assert main(["--config", str(config)]) == 0
     assert evaluate.main(["--config", str(config), "--report", str(folder / "report.html")]) == 0
@@ -163,6 +179,49 @@ def test_held_out_items_are_known_by_their_text_alone(new_items: Path) -> None:
         assert found["flm", metric, k, "cold items"]["value"] == found["flm", metric, k, "all"]["value"] is not None
         assert found["flm", metric, k, "warm items"]["value"] is None
     assert found["item_mean", "auc", 0, "cold items"]["value"] == 0.5  # it knows nothing of any of them
+
+
+FACTORS = {"epochs": 3, "patience": 9, "rows_per_step": 8}
+
+
+@pytest.fixture(scope="module")
+def new_users(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ratings of 40 users: a fifth is held out with all that they did, another fifth stops and calibrates."""
+    draw = random.Random(5)
+    lines = ["member,sku,rating,timestamp"]
+    for place in range(40):
+        likes = draw.sample(range(place % 2, 24, 2), 6)  # of their own half
+        others = draw.sample(range(1 - place % 2, 24, 2), 5)
+        seen = [(item, draw.randint(4, 5)) for item in likes] + [(item, draw.randint(1, 3)) for item in others]
+        draw.shuffle(seen)
+        lines += [f"m{place},item {item},{rating},{60 * n}" for n, (item, rating) in enumerate(seen)]
+    split = {"by": "cold_users", "valid_share": 0.2, "test_share": 0.2, "seed": 4}
+    return evaluated(
+        tmp_path_factory.mktemp("new_users"),
+        lines,
+        database="new_users",
+        prepare_keys={"split": split, "liked_at_least": 4},
+        more={
+            "finetune": {"factors": FACTORS, "ranking_weight": 0.2, "negatives": 4},
+            "model": {"collaborative": {"dimension": 4}},
+        },
+    )
+
+
+def test_held_out_users_neither_stop_the_factors_nor_say_what_tastes_are_worth(new_users: Path) -> None:
+    interactions, found = rows(new_users, "interactions"), measured(new_users)
+    splits = {split: {row[c.USER_ID] for row in interactions if row[c.SPLIT] == split} for split in c.SPLITS}
+    assert all(splits.values())
+    assert sum(map(len, splits.values())) == 40
+    folder = new_users.parent / "checkpoint"
+    told = json.loads((folder / "metrics.json").read_text())
+    assert told["factors"] == {kind: {"epoch": FACTORS["epochs"]} for kind in ("listing", "rating")}
+    blends = json.loads((folder / "calibration.json").read_text())
+    assert blends["rating"]["factors"] == blends["rating"]["slope"] > 0
+    assert blends["listing"]["factors"] == blends["listing"]["head"]
+    assert blends["new_users"] is not None and blends["new_users"] != blends
+    assert found["flm", "auc", 0, "cold users"]["value"] == found["flm", "auc", 0, "all"]["value"] is not None
+    assert found["flm", "auc", 0, "warm users"]["value"] is None
 
 
 @pytest.mark.parametrize("name", ["own_split", "shop"])

@@ -68,13 +68,16 @@ def test_it_stops_after_so_many_steps_and_goes_on(script, world, capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 8
 
 
-@pytest.mark.parametrize(("told", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_wait_asleep_unless_told_otherwise(script, world, monkeypatch, told, expected):
-    monkeypatch.setenv("OMP_WAIT_POLICY", told or "ACTIVE")  # so that it is restored
+@pytest.mark.parametrize(
+    ("name", "expected"), [("OMP_WAIT_POLICY", "PASSIVE"), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")]
+)
+@pytest.mark.parametrize("told", [None, "7"])
+def test_torch_loads_with_defaults_of_ours_unless_told_otherwise(script, world, monkeypatch, name, told, expected):
+    monkeypatch.setenv(name, told or "7")  # so that it is restored
     if told is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.delenv(name)
     assert script.main(command(world, "finetune.optimizer=sgd", "finetune.max_steps=1")) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == expected
+    assert os.environ[name] == (told or expected)
 
 
 def test_it_prints_the_effective_config(script, world, capsys):
