@@ -208,14 +208,16 @@ def new_users(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
     )
 
 
-def test_held_out_users_neither_stop_the_factors_nor_say_what_tastes_are_worth(new_users: Path) -> None:
+def test_held_out_users_stop_the_factors_and_say_nothing_of_what_tastes_are_worth(
+    new_users: Path,
+) -> None:
     interactions, found = rows(new_users, "interactions"), measured(new_users)
     splits = {split: {row[c.USER_ID] for row in interactions if row[c.SPLIT] == split} for split in c.SPLITS}
     assert all(splits.values())
     assert sum(map(len, splits.values())) == 40
     folder = new_users.parent / "checkpoint"
     told = json.loads((folder / "metrics.json").read_text())
-    assert told["factors"] == {kind: {"epoch": FACTORS["epochs"]} for kind in ("listing", "rating")}
+    assert set(told["factors"]["listing"]) == {"ndcg", "epoch"} and set(told["factors"]["rating"]) == {"uauc", "epoch"}
     blends = json.loads((folder / "calibration.json").read_text())
     assert blends["rating"]["factors"] == blends["rating"]["slope"] > 0
     assert blends["listing"]["factors"] == blends["listing"]["head"]

@@ -232,19 +232,18 @@ def tastes(
 
 
 def _questions(data: Data, known: Known, n_history: int) -> list[Question]:
-    """The valid examples of users with history, as what is known of them before their moments.
+    """The valid examples, as what is known of the users before their moments: of those with history, unless few.
 
-    Of the others, factors say nothing but offsets: they may not stop the learning. Nor may a few among more such.
+    Of the others factors say offsets alone. Where most are such, how good those are is what the valid split asks.
     """
     n_items, found = len(data.catalog.item_ids), []
     for row, (user, moment) in enumerate(zip(data.valid.users.tolist(), data.valid.moments.tolist(), strict=True)):
         items, own_labels = known.sequences.before(user, moment, n_history)
-        if not len(items):
-            continue
         own = np.searchsorted(data.seen, [user * n_items, (user + 1) * n_items])
         seen = known.places(data.seen[own[0] : own[1]] - user * n_items)
         targets = known.places(np.maximum(data.valid.targets[row], 0))
         asked = (data.valid.targets[row] >= 0) & (targets >= 0)
         labels = data.valid.labels[row][asked] > 0.5
         found.append(Question(user, items, own_labels, targets[asked], labels, seen[seen >= 0]))
-    return [] if len(found) < min(FEWEST_USERS, len(data.valid) - len(found)) else found
+    of_known = [one for one in found if len(one.items)]
+    return found if len(of_known) < min(FEWEST_USERS, len(found) - len(of_known)) else of_known

@@ -6,7 +6,7 @@ cross-entropy of liked or not, or of how much (`grades`), beside bias terms that
 its own); `listing` factors that of each liked target among all items (or among a draw of _DRAWN, when there are more).
 
 Weight decay and dropout are what keeps a few rows per item from being learned by heart; the epoch with the best UAUC,
-or NDCG@10, on the valid split wins. Where that asks about no item or no user of the training, the last one does.
+or NDCG@10, on the valid split wins. Where that asks about no item of the training (cold items), the last one does.
 """
 
 from __future__ import annotations
