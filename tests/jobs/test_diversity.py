@@ -44,7 +44,8 @@ def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_checkpoint(folder / "checkpoint")
     save_tiny(folder / "model")
     own = {"root": str(folder / "tables"), "database": "diversity", "metastore": None}
-    write_config(folder, tables=own, score={"n": 3, "partitions": 2}, evaluate={"baselines": ["popularity"]})
+    baselines = {"baselines": ["popularity", "item_knn"]}
+    write_config(folder, tables=own, score={"n": 3, "partitions": 2}, evaluate=baselines)
     return folder
 
 
