@@ -113,8 +113,8 @@ def nothing(world: Path) -> None:
         (nothing, "finetune.seed=-1", 2, "ConfigError: .*finetune.seed: got -1"),
         (own_template, "prompts.template={world}/own.yaml", 2, "unknown field {colour}, known: attributes, genre"),
         (without_items, "finetune.epochs=1", 3, "InputError: table items: not found"),
-        (without_weights, "finetune.epochs=1", 4, "CheckpointError: .*model.safetensors: not found"),
-        (without_model, "finetune.epochs=1", 4, "CheckpointError: .*model: not found"),
+        (without_weights, "finetune.epochs=1", 4, "CheckpointError: .*model: got no safetensors file"),
+        (without_model, "finetune.epochs=1", 4, "CheckpointError: .*model: got no folder"),
     ],
 )
 def test_a_fault_is_one_line_with_its_exit_code_and_leaves_nothing(script, world, capsys, damage, override, code, told):

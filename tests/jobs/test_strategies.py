@@ -133,7 +133,7 @@ def test_a_hybrid_stacks_flm_and_the_baselines(spark: SparkSession, world: Path)
         (("score.strategy=hybrid",), 4, "CheckpointError"),
         (("score.strategy=magic",), 2, "score.strategy: got 'magic', expected 'flm', 'hybrid', 'popularity'"),
         (("score.strategy=user_mean",), 2, "score.strategy: got 'user_mean'"),
-        (("score.strategy=content_lm", "model.path=nowhere"), 4, "model.safetensors: not found"),
+        (("score.strategy=content_lm", "model.path=nowhere"), 4, "nowhere: got no folder"),
         (("score.strategy=als", "score.item_filter=stock > 1"), 2, "ConfigError: score.item_filter"),
         (("score.strategy=als", "score.item_filter=genre = 'none'"), 3, "none may be listed"),
     ],
