@@ -7,6 +7,7 @@ export VIRTUAL_ENV="$PWD/.venv"
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 # Spark's classes out of an archive that scripts/setup makes, see scripts/share_classes.py.
 if [[ ${SPARK_SUBMIT_OPTS:-} != *"$VIRTUAL_ENV/spark.jsa"* ]]; then
-    SPARK_SUBMIT_OPTS="\"-XX:SharedArchiveFile=$VIRTUAL_ENV/spark.jsa\" -Xlog:cds=off -Xlog:cds+dynamic=off ${SPARK_SUBMIT_OPTS:-}"
+    # Behind what is there: of two archives Java takes the last, and that of another environment is of no use here.
+    SPARK_SUBMIT_OPTS="${SPARK_SUBMIT_OPTS:-} \"-XX:SharedArchiveFile=$VIRTUAL_ENV/spark.jsa\" -Xlog:cds=off -Xlog:cds+dynamic=off"
     export SPARK_SUBMIT_OPTS
 fi
