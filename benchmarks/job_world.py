@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from flmrec_spark.lm import checkpoint
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Calibration
+from flmrec_spark.lm.blending import Blend, Calibration
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.segments import Segmenter
@@ -68,7 +68,7 @@ def write_checkpoint(folder: Path, backbone: Any, tokenizer: Any, join: str) -> 
     model.rating.item_weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     places_of: dict[str, Any] = {"user_tokens": USER_TOKENS, "item_tokens": ITEM_TOKENS}
     own = Segmenter(tokenizer, load_template("en"), history_length=HISTORY_LENGTH, **places_of)
-    rest: dict[str, Any] = {"calibration": Calibration(), "metrics": {}, "config": {}}
+    rest: dict[str, Any] = {"blend": Blend(Calibration()), "metrics": {}, "config": {}}
     checkpoint.save(folder, model=model, segmenter=own, biases=Biases({}, {}), **rest)
 
 

@@ -11,7 +11,7 @@ import torch
 from flmrec_spark import columns as c
 from flmrec_spark.lm import checkpoint
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Calibration
+from flmrec_spark.lm.blending import Blend, Calibration
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.segments import Interaction, Segmenter
@@ -46,7 +46,7 @@ def write_checkpoint(
         model=model,
         segmenter=segmenter,
         biases=Biases({"ann": 0.5, "u00": -0.5}, item_bias),
-        calibration=Calibration(0.8, 0.1),
+        blend=Blend(Calibration(0.8, 0.1)),
         metrics={},
         config={},
     )
@@ -76,6 +76,6 @@ def pair_scores(
             states = model.encode_users(ids, length), model.encode_items(item_ids, item_length)
             logit = model.join_items(*states, torch.tensor([[0]]))[0, 0]
         offset = biases.user.get(user_id, 0.0) + biases.item.get(item, 0.0)
-        scaled = found.calibration.slope * (float(logit) + offset) + found.calibration.intercept
+        scaled = found.blend.calibration.slope * (float(logit) + offset) + found.blend.calibration.intercept
         scores[item] = float(torch.sigmoid(torch.tensor(scaled, dtype=torch.float64)))
     return scores

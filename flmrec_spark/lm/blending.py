@@ -73,7 +73,7 @@ class Blend:
     """How the two numbers are made of the parts."""
 
     calibration: Calibration
-    listing: ListBlend | None  # None: lists stand in the order of the probability
+    listing: ListBlend | None = None  # None: lists stand in the order of the probability
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Blend:

@@ -34,7 +34,7 @@ from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import biases as bias_files
 from flmrec_spark.lm import factor_files, folders, manifest
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Blend, Calibration, ListBlend
+from flmrec_spark.lm.blending import Blend
 from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
 from flmrec_spark.lm.families.loading import layout_of, load_backbone
 from flmrec_spark.lm.model import SegmentedModel
@@ -77,8 +77,7 @@ class Checkpoint:
     digest: str
     settings: Settings
     template: Template
-    calibration: Calibration
-    list_blend: ListBlend | None = None
+    blend: Blend
     new_users: Blend | None = None  # of users without history; None: as the others
 
     def segmenter(self) -> Segmenter:
@@ -139,10 +138,9 @@ def save(
     segmenter: Segmenter,
     biases: Biases,
     train_biases: Biases | None = None,
-    calibration: Calibration,
+    blend: Blend,
     metrics: Mapping[str, object],
     config: Mapping[str, object],
-    list_blend: ListBlend | None = None,
     new_users: Blend | None = None,
     factors: FactorsOfSplits | None = None,
     write_adapter: Callable[[Path], None] | None = None,
@@ -178,7 +176,7 @@ def save(
         taste_length=0 if factors is None else factors.whole.history_length,
     )
     manifest.write_json(draft / "flmrec.json", {"settings": asdict(settings), "config": dict(config)})
-    told = {**Blend(calibration, list_blend).told(), "new_users": None if new_users is None else new_users.told()}
+    told = {**blend.told(), "new_users": None if new_users is None else new_users.told()}
     manifest.write_json(draft / "calibration.json", told)
     manifest.write_json(draft / "metrics.json", dict(metrics))
     if write_adapter is not None:
@@ -205,16 +203,15 @@ def read(folder: str | Path) -> Checkpoint:
     try:
         settings = Settings(**manifest.read_json(path / "flmrec.json")["settings"])
         told = manifest.read_json(path / "calibration.json")
-        known, new = Blend.of(told), None if told["new_users"] is None else Blend.of(told["new_users"])
+        blend, new = Blend.of(told), None if told["new_users"] is None else Blend.of(told["new_users"])
         text = (path / "template.yaml").read_text(encoding="utf-8")
         template = parse_template(text, where=str(path / "template.yaml"))
     except (KeyError, TypeError, OSError, UnicodeDecodeError, ConfigError) as fault:
         raise CheckpointError(f"{path}: not this project's: {manifest.one_line(fault)}") from fault
-    for blend in (known, new or known):
-        if not blend.is_sound:
-            slope = blend.calibration.slope
-            raise CheckpointError(f"{path / 'calibration.json'}: got slope {slope}, expected above 0, finite")
-    return Checkpoint(path, manifest.digest_of(path), settings, template, known.calibration, known.listing, new)
+    for one in filter(None, (blend, new)):
+        if not one.is_sound:
+            raise CheckpointError(f"{path / 'calibration.json'}: got {one}, expected a slope above 0, all finite")
+    return Checkpoint(path, manifest.digest_of(path), settings, template, blend, new)
 
 
 def head_tensors(model: SegmentedModel) -> dict[str, Tensor]:

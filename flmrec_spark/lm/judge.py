@@ -65,8 +65,7 @@ class Rules:
         """`of_train`: with the factors and bias terms that have not seen the valid split."""
         factors = found.collaborative(of_train=of_train)
         biases = found.biases(of_train=of_train)
-        blend = Blend(found.calibration, found.list_blend)
-        return cls(blend, found.new_users or blend, biases, factors, found.settings.n_factors > 0)
+        return cls(found.blend, found.new_users or found.blend, biases, factors, found.settings.n_factors > 0)
 
     def item_bias(self, ids: Sequence[str]) -> Scores:
         """The learned offset of each item, 0 for one that training did not meet: float64 (len(ids),)."""

@@ -57,7 +57,7 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     prepared = read_tables(config.tables.root)
     expect_histories(prepared, config.prompts.history_length)
     versions = {name: f"{prepared.table_ids[name]}:{version}" for name, version in prepared.versions.items()}
-    weights = {file.name: manifest.sha256(file) for file in sorted(source.glob("*.safetensors"))}
+    weights = manifest.pretrained_files(source)
     template = load_template(config.prompts.template)
     told = [config.digest("prompts", "pretrain"), str(source), template.to_yaml(), str(versions), str(weights)]
     key = manifest.text_digest("|".join(told))

@@ -52,8 +52,8 @@ class Teacher:
             found.template.check(item_fields=[c.TITLE, c.ITEM_ID, *fields[0]], user_fields=fields[1])
         except ConfigError as fault:
             raise ConfigError(f"finetune.teacher: {folder}: {fault}") from fault
-        self.segmenter, new = found.segmenter(), found.new_users
-        self.calibrations = found.calibration, found.calibration if new is None else new.calibration
+        self.segmenter = found.segmenter()
+        self.calibrations = found.blend.calibration, (found.new_users or found.blend).calibration
         self.model = found.model().to(device).requires_grad_(False)
         self.sources = train.sources
         segments = self.segmenter.items(catalog.fields)

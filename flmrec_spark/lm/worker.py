@@ -160,7 +160,7 @@ def _scorer(
     return Scorer(
         model,
         tokens,
-        calibration=found.calibration,
+        calibration=found.blend.calibration,
         item_bias=item_bias,
         **means,
         states=None if model.join == "full" else states,

@@ -52,7 +52,7 @@ def save(folder: Path, **changed: Any) -> str:
         "model": segmented(),
         "segmenter": own,
         "biases": Biases(ODD, {key: -value for key, value in ODD.items()}),
-        "calibration": Calibration(1.5, -0.25),
+        "blend": Blend(Calibration(1.5, -0.25)),
         "metrics": {"fingerprint": "f", "validation": {"auc": 0.75}},
         "config": {"model": {"path": "p"}},
     }
@@ -88,7 +88,7 @@ def test_all_of_it_comes_back(saved):
     assert found.digest == manifest.verify(saved) == manifest.digest_of(saved)
     assert (found.settings.join, found.settings.join_layer, found.settings.history_length) == ("layer", 1, 4)
     assert (found.settings.user_tokens, found.settings.item_tokens) == (30, 10)
-    assert found.calibration == Calibration(1.5, -0.25)
+    assert found.blend.calibration == Calibration(1.5, -0.25)
     assert found.template == load_template("zh") or found.template.to_yaml() == load_template("zh").to_yaml()
     assert dict(found.biases().user) == ODD
     assert dict(found.biases().item) == {key: -value for key, value in ODD.items()}
@@ -110,10 +110,10 @@ def test_the_biases_of_train_are_kept_beside_the_whole_ones(saved, tmp_path):
 def test_how_new_users_are_blended_comes_back_and_must_be_finite(saved, tmp_path):
     assert checkpoint.load(saved).new_users is None
     blend = Blend(Calibration(0.5, 0.25), ListBlend(1.0, 2.0, 3.0, 4.0, 5.0))
-    save(tmp_path / "c", list_blend=ListBlend(0.5, 0.0, 1.0), new_users=blend)
+    save(tmp_path / "c", blend=Blend(Calibration(), ListBlend(0.5, 0.0, 1.0)), new_users=blend)
     assert checkpoint.load(tmp_path / "c").new_users == blend
     save(tmp_path / "c", new_users=Blend(Calibration(0.0), None))
-    with pytest.raises(CheckpointError, match=r"calibration.json: got slope 0.0, expected above 0, finite"):
+    with pytest.raises(CheckpointError, match=r"calibration.json: got .*slope=0.0.*, expected a slope above 0"):
         checkpoint.load(tmp_path / "c")
 
 
@@ -125,7 +125,7 @@ def test_no_biases_come_back_as_none(tmp_path):
 def test_the_same_content_has_the_same_digest_and_other_content_another(saved, tmp_path):
     first = checkpoint.load(saved).digest
     assert save(tmp_path / "again") == first
-    assert save(tmp_path / "other", calibration=Calibration(1.5, -0.5)) != first
+    assert save(tmp_path / "other", blend=Blend(Calibration(1.5, -0.5))) != first
 
 
 def test_nothing_executable_is_in_it(saved):
@@ -221,7 +221,7 @@ def test_another_tokenizer_does_not_match_even_with_a_manifest_made_for_it(folde
 def test_a_calibration_that_turns_the_order_is_refused(folder, calibration):
     (folder / "calibration.json").write_text(calibration)
     remake_manifest(folder)
-    with pytest.raises(CheckpointError, match=r"calibration.json: got slope .*, expected above 0, finite"):
+    with pytest.raises(CheckpointError, match=r"calibration.json: got Blend.*, expected a slope above 0, all finite"):
         checkpoint.load(folder)
 
 
@@ -284,7 +284,7 @@ def test_a_save_that_fails_leaves_the_old_one(folder, monkeypatch):
 
     monkeypatch.setattr(manifest, "write", fail)
     with pytest.raises(OSError, match="no space left"):
-        save(folder, calibration=Calibration(9.0, 0.0))
+        save(folder, blend=Blend(Calibration(9.0, 0.0)))
     assert checkpoint.load(folder).digest == before
 
 
@@ -300,12 +300,12 @@ def test_a_save_killed_between_its_two_renames_loses_nothing(folder, monkeypatch
         patch.setattr(Path, "rename", killed)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                save(folder, calibration=Calibration(9.0, 0.0))
+                save(folder, blend=Blend(Calibration(9.0, 0.0)))
             assert not folder.exists()
             assert checkpoint.load(folder).digest == before
             read_all(folder)
             assert checkpoint.read_metrics(folder)["fingerprint"] == "f"
-    after = save(folder, calibration=Calibration(9.0, 0.0))
+    after = save(folder, blend=Blend(Calibration(9.0, 0.0)))
     assert checkpoint.load(folder).digest == after != before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 

@@ -45,7 +45,7 @@ def test_a_checkpoint_holds_both_editions_both_heads_and_how_they_are_blended(wo
     settings = found.settings
     assert (settings.has_listing, settings.n_factors, settings.taste_length) == (True, 8, 5)
     assert settings.longest_history == max(settings.history_length, 5)
-    assert found.list_blend is not None
+    assert found.blend.listing is not None
     assert found.segmenter().items([{"item_id": "x", "title": "ab"}])[0].count(FACTORS) == 1  # type: ignore[union-attr]
     whole, train = found.collaborative(), found.collaborative(of_train=True)
     assert whole is not None and train is not None

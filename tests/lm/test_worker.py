@@ -15,7 +15,7 @@ import torch
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import bundles, checkpoint, manifest, worker
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Calibration
+from flmrec_spark.lm.blending import Blend, Calibration
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import Segmenter
@@ -39,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
         model=model,
         segmenter=own,
         biases=BIASES,
-        calibration=Calibration(2.0, 0.5),
+        blend=Blend(Calibration(2.0, 0.5)),
         metrics={},
         config={},
     )
@@ -130,7 +130,7 @@ def test_a_loaded_worker_scores_as_the_checkpoint_does(loaded, unpacked):
     listed = [item for item, is_listed in zip(TITLES, LISTED, strict=True) if is_listed]
     segments = own.items([{"item_id": item, "title": TITLES[item], "tokens": "mine"} for item in listed])
     bias = np.array([BIASES.item.get(item, 0.0) for item in listed])
-    scorer = Scorer(found.model(), own.block(segments), calibration=found.calibration, item_bias=bias)
+    scorer = Scorer(found.model(), own.block(segments), calibration=found.blend.calibration, item_bias=bias)
     user = own.user({}, [])
     assert user is not None
     got = loaded.scorer.score(user.ids, user_bias=loaded.judge.rules.biases.user["u"])

@@ -239,7 +239,7 @@ def test_sql_scores_texts_as_the_lists_do(
     every = pair_scores(found, ROWS, user_id="用户 'q\"", profile={"age": None}, history=[])
     biases = found.biases()
     for item in ("i00", "i03", "0042"):
-        logit = _logit(every[item]) - found.calibration.slope * biases.item.get(item, 0.0)
+        logit = _logit(every[item]) - found.blend.calibration.slope * biases.item.get(item, 0.0)
         assert _logit(got[item]) == pytest.approx(logit, abs=1e-5)
     assert (got["no user"], got["no item"], got["too long"]) == (None, None, None)
     assert len(got) == len(texts) - 1
