@@ -2,12 +2,13 @@
 
 A slice is claimed by its lock, which the system frees when its process dies, so a killed process costs its slice
 and no more. Slices are whole blocks of the encoder: the states do not depend on who made which.
+
+The folder of the slices and its locks stay, empty: a process that comes late may be about to open them.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def make(tokens: TokenBlock, target: Path, *, encode: Encode, write: Write) -> N
         draft = target.with_name(f"{target.name}.draft")
         write(states, draft)
         draft.rename(target)
-        shutil.rmtree(folder, ignore_errors=True)
+        for start in starts:
+            (folder / str(start)).unlink()
 
 
 def _encode_slice(tokens: TokenBlock, start: int, folder: Path, encode: Encode, target: Path, *, wait: bool) -> None:

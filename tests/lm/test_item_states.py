@@ -52,7 +52,7 @@ def test_slices_together_are_what_one_pass_gives(tmp_path: Path, join_layer: int
     assert set(got) == set(whole)
     for name, tensor in whole.items():
         assert torch.equal(got[name], tensor), name
-    assert not (tmp_path / "states.slices").exists()
+    assert not any(file.stat().st_size for file in (tmp_path / "states.slices").iterdir())  # locks
 
 
 def test_processes_that_come_at_once_encode_each_slice_once(tmp_path: Path) -> None:
@@ -68,6 +68,24 @@ def test_processes_that_come_at_once_encode_each_slice_once(tmp_path: Path) -> N
     noted = (tmp_path / "notes").read_text().splitlines()
     assert len(noted) == len(set(noted)) == 3
     assert len(load_file(tmp_path / "states")["hidden"]) == N_ITEMS
+
+
+def test_a_process_may_come_while_another_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = encoder()
+    folder = tmp_path / "states.slices"
+    folder.mkdir()
+    is_dir = Path.is_dir
+
+    def ends_now(path: Path) -> bool:  # asked by mkdir, once it was told that the folder is there
+        if path == folder:
+            monkeypatch.undo()
+            make(tmp_path / "states", tmp_path / "notes", scorer)
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", ends_now)
+    make(tmp_path / "states", tmp_path / "notes", scorer)
+    assert Path.is_dir is is_dir, "the other one never came"
+    assert len((tmp_path / "notes").read_text().splitlines()) == 3
 
 
 def test_what_a_killed_process_left_is_used_or_made_anew(tmp_path: Path) -> None:
