@@ -111,6 +111,10 @@ class PrepareConfig(Section):
     timestamp_format: str = Field("auto", description="auto, seconds, milliseconds, or a Spark datetime pattern")
     max_text_chars: Count = Field(10_000, description="longer ids, titles or attributes are refused")
     max_reject_share: Share = Field(0.05, description="refused share of a source's rows above which the job stops")
+    repeats: Literal["best", "last", "all"] = Field(
+        "best",
+        description="rows kept of a user, an item and a split: the first of the highest value, the last one, or all",
+    )
     targets_per_example: Count = Field(16, description="interactions that share one user prefix in training")
     split: SplitConfig = SplitConfig()
 

@@ -27,6 +27,7 @@ from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_user
 from flmrec_spark.stages.examples import build_examples
 from flmrec_spark.stages.interactions import clean_interactions
 from flmrec_spark.stages.rejects import REFUSED, accepted, rejects
+from flmrec_spark.stages.repeats import without_repeats
 from flmrec_spark.stages.splits import with_moments, with_splits
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
@@ -72,8 +73,8 @@ def prepare(job: Job) -> None:
             every = reduce(DataFrame.unionByName, refused)
             job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id), job.metadata())
         _expect_few_rejects(cleaned, config)
-        splits = _write(job, stack, kept={one.name: accepted(one.tagged) for one in cleaned})
-    _report(cleaned, splits)
+        splits = _write(job, stack, cleaned)
+    _report(cleaned, splits, n_repeats=job.counts["repeats"])
 
 
 def _clean(job: Job, stack: ExitStack) -> list[Cleaned]:
@@ -172,11 +173,13 @@ def _expect_few_rejects(cleaned: Sequence[Cleaned], config: PrepareConfig) -> No
             raise InputError(f"prepare.{one.name}: all {one.rows_in} rows were refused; see the table rejects")
 
 
-def _write(job: Job, stack: ExitStack, *, kept: Mapping[str, DataFrame]) -> Splits:
+def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
     config = job.config.prepare
+    kept = {one.name: accepted(one.tagged) for one in cleaned}
     with job.timed("interactions"):
         ordered = with_moments(kept["interactions"], seed=config.split.seed)
-        interactions = _stored(stack, with_splits(ordered, config.split))
+        every = with_splits(ordered, config.split)
+        interactions = _stored(stack, without_repeats(every, config.repeats))
         job.tables.replace_if_changed(schemas.INTERACTIONS, interactions, job.metadata())
     with job.timed("items and users"):
         items = kept["items"] if "items" in kept else items_of(interactions)
@@ -195,11 +198,14 @@ def _write(job: Job, stack: ExitStack, *, kept: Mapping[str, DataFrame]) -> Spli
         rows = _by_split(interactions, F.count("*"), F.count_distinct(c.USER_ID))
         asked = _by_split(examples, F.count("*"))
         job.counts |= {"interactions": sum(n for n, _ in rows.values()), "items": items.count(), "users": users.count()}
+        job.counts["repeats"] = (
+            next(one.kept for one in cleaned if one.name == "interactions") - job.counts["interactions"]
+        )
         job.counts["examples"] = sum(n for (n,) in asked.values())
     return {split: (*rows.get(split, (0, 0)), *asked.get(split, (0,))) for split in c.SPLITS}
 
 
-def _report(cleaned: Sequence[Cleaned], splits: Splits) -> None:
+def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> None:
     """Prints what came in, what was refused and why, and how large the splits are."""
     came = Table("source", "rows", "kept", "refused", "reasons", title="What came in")
     for one in cleaned:
@@ -211,6 +217,11 @@ def _report(cleaned: Sequence[Cleaned], splits: Splits) -> None:
     console = Console()
     console.print(came)
     console.print(asked)
+    if n_repeats:
+        console.print(
+            f"{n_repeats:,} interactions stand for no row of their own: prepare.repeats keeps one of a user, "
+            "an item and a split"
+        )
 
 
 def _by_split(frame: DataFrame, *counts: Column) -> dict[str, tuple[int, ...]]:

@@ -73,7 +73,7 @@ def test_ratings_without_times_or_items_and_the_same_run_again(
     assert first | {"seconds": 0, "run_id": 0} == {
         **{"job": "prepare", "status": "done", "run_id": 0, "seconds": 0},
         **{"rows_in": 31, "rows_kept": 30, "rows_rejected": 1, "reject_unreadable_rating": 1},
-        **{"interactions": 30, "items": 10, "users": 3, "examples": 9},
+        **{"interactions": 30, "repeats": 0, "items": 10, "users": 3, "examples": 9},
     }
     splits = {row[c.SPLIT]: row["count"] for row in tables.read("interactions").groupBy(c.SPLIT).count().collect()}
     assert splits == {c.TRAIN: 24, c.VALID: 3, c.TEST: 3}
@@ -97,6 +97,7 @@ def test_a_behaviour_log_with_worths(job: ModuleType, config: Any, tables: Table
         {"interactions": "user_id,item_id,event,timestamp\n" + "".join(reversed(log))},
         event_values=worths,
         liked_at_least=2,
+        repeats="all",
     )
     assert job.main(["--config", path]) == 0
     rows = tables.read("interactions").orderBy(c.MOMENT).collect()
@@ -116,6 +117,34 @@ def test_a_behaviour_log_with_worths(job: ModuleType, config: Any, tables: Table
         "i0",
     ]
     assert [entry.value for entry in examples[c.VALID].targets] == [1.0]
+
+
+def test_of_a_behaviour_log_one_row_stays_of_a_pair_in_a_split(
+    job: ModuleType, config: Any, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["a view", "a buy", "b view", "a view", "b view", "c view", "a buy", "d view"]
+    log = [
+        f"u1,{row.replace(' ', ',')},{1_600_000_000 + place}\n" for place, row in enumerate([*train, "b buy", "d buy"])
+    ]
+    path = config(
+        {"interactions": "user_id,item_id,event,timestamp\n" + "".join(reversed(log))},
+        event_values={"view": 1, "buy": 3},
+        liked_at_least=3,
+    )
+    expected = {
+        "best": ["1 a buy", "2 b view", "3 c view", "4 d view", "5 b buy", "6 d buy"],
+        "last": ["1 b view", "2 c view", "3 a buy", "4 d view", "5 b buy", "6 d buy"],
+        "all": [f"{place} {row}" for place, row in enumerate([*train, "b buy", "d buy"], start=1)],
+    }
+    for repeats, rows in expected.items():
+        assert job.main(["--config", path, f"prepare.repeats={repeats}"]) == 0
+        told = capsys.readouterr().out
+        counts = json.loads(told.strip().splitlines()[-1])
+        assert counts["rows_kept"] == 10 == counts["interactions"] + counts["repeats"]
+        assert (f"{counts['repeats']} interactions stand for" in told) == (repeats != "all")
+        found = tables.read("interactions").orderBy(c.MOMENT).collect()
+        assert [f"{row.moment} {row.item_id} {row.event}" for row in found] == rows
+        assert [row.split for row in found][-2:] == [c.VALID, c.TEST]
 
 
 def test_items_and_users_with_attributes_and_every_refusal_counted(
