@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import joblib
@@ -35,15 +35,23 @@ class Tools:
     spark: SparkSession
     template: Template  # renders the items' texts
     model_path: str  # pretrained model of content_lm; only that opens it
+    _of_texts: dict[str, tuple[list[str], Baseline]] = field(default_factory=dict, compare=False, repr=False)
 
     def texts(self, world: World) -> list[str]:
         return [self.template.render_item(fields) for fields in world.item_fields]
 
+    def of_texts(self, name: str, world: World, make: Callable[[list[str]], Baseline]) -> Baseline:
+        """What `make` gives of the items' texts, made once: the hybrid has everything fitted on two histories."""
+        texts = self.texts(world)
+        if name not in self._of_texts or self._of_texts[name][0] != texts:
+            self._of_texts[name] = texts, make(texts)
+        return self._of_texts[name][1]
 
-def _content_lm(world: World, tools: Tools) -> Baseline:
+
+def _embedded(texts: list[str], tools: Tools) -> Baseline:
     from flmrec_spark.lm.embeddings import embed_texts  # here: nothing else needs torch
 
-    return content.embedded(embed_texts(tools.model_path, tools.texts(world)))
+    return content.embedded(embed_texts(tools.model_path, texts))
 
 
 FITS: Mapping[str, Callable[[World, Tools], Baseline]] = {
@@ -56,8 +64,8 @@ FITS: Mapping[str, Callable[[World, Tools], Baseline]] = {
     "item_knn": lambda world, _: neighbours.item_knn(world),
     "ease": lambda world, _: neighbours.ease(world),
     "markov": lambda world, _: neighbours.markov(world),
-    "content_tfidf": lambda world, tools: content.tf_idf(tools.texts(world)),
-    "content_lm": _content_lm,
+    "content_tfidf": lambda world, tools: tools.of_texts("content_tfidf", world, lambda texts: content.tf_idf(texts)),
+    "content_lm": lambda world, tools: tools.of_texts("content_lm", world, lambda texts: _embedded(texts, tools)),
 }
 
 

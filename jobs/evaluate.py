@@ -147,7 +147,7 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     """Baselines are fitted on what the histories are from."""
     config = job.config.evaluate
     prepared = Prepared(*[job.tables.read(name) for name in ("interactions", "items", "users")])
-    splits = HISTORY_SPLITS[config.split]
+    splits, fits = HISTORY_SPLITS[config.split], tools(job)
     diversity, published = None if diverse is None else diverse.config, job.config.score.strategy
     models = fit_models(
         prepared,
@@ -155,7 +155,7 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         names=config.baselines,
         history_splits=splits,
         diversity=diversity if published in config.baselines else None,
-        tools=tools(job),
+        tools=fits,
         timed=job.timed,
     )
     models = replace(models, diverse=diverse, published=published)
@@ -163,7 +163,7 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         return models
     try:
         with job.timed("fit hybrid"):
-            return with_stack(models, prepared, shipped=shipped, tools=tools(job), partitions=_partitions(job))
+            return with_stack(models, prepared, shipped=shipped, tools=fits, partitions=_partitions(job))
     except InputError as fault:
         log.warning("evaluate: %s; the hybrid is left out", fault)
         return models
