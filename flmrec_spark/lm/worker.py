@@ -138,7 +138,8 @@ def _load(folder: Path, precision: str, packed: bool, device: str, of_train: boo
         tokens = replace(tokens, factors=items.vectors)
     item_bias = rules.item_bias(ids.to_pylist())
     kernel = kernel_of(folder, device)
-    form = f"{'packed' if packed else 'plain'}-{'torch' if kernel is None else 'kernel'}{'-train' if of_train else ''}"
+    edition = "-train" if of_train and rules.has_tokens else ""  # else the states know nothing of factors
+    form = f"{'packed' if packed else 'plain'}-{'torch' if kernel is None else 'kernel'}{edition}"
     means: Means = {"precision": precision, "device": device, "packed": packed, "kernel": kernel}
     scorer = _scorer(found, model, tokens, item_bias, folder / f"states-{precision}-{form}-{device}", means)
     places = None if rules.factors is None else rules.factors.places(catalogue.ids)

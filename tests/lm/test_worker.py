@@ -145,6 +145,15 @@ def test_the_next_process_gives_the_same_bits(loaded, unpacked, monkeypatch):
     np.testing.assert_array_equal(other.scorer.score([2, 5, 6, 3]), loaded.scorer.score([2, 5, 6, 3]))
 
 
+def test_what_has_not_seen_valid_reads_the_same_item_states(loaded, unpacked, monkeypatch):
+    def encode(*_):
+        raise AssertionError("encoded twice")
+
+    monkeypatch.setattr(Scorer, "encode", encode)
+    again = worker.load(unpacked, precision="fp32", packed=False, device="cpu", of_train=True)
+    assert again is not loaded and len(again.catalogue.listed) == 3
+
+
 def test_places_rows_and_fields_belong_to_the_same_items(loaded):
     catalogue = loaded.catalogue
     assert catalogue.ids.to_pylist() == list(TITLES)
