@@ -137,8 +137,8 @@ def _with_neighbours(
     if spectrum is None:
         return factors, later, {}
     if allowed is None:
-        bias = np.append(early.sequences.item_log_odds(), np.float32(0)) + factors.offset
-        users = early.sequences.user_log_odds()
+        users, items = early.sequences.offsets
+        bias = np.append(items, np.float32(0)) + factors.offset
         choice = neighbour_choice.choose_for_ratings(spectrum, factors, bias, users, questions)
     else:
         choice = neighbour_choice.choose_for_lists(spectrum, factors, questions, allowed=allowed)

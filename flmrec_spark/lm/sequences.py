@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flmrec_spark.lm.biases import shrunk_log_odds
+from flmrec_spark.lm.biases import fit_offsets
 from flmrec_spark.lm.collaborative import Bools, Floats, Places, rows_of
 
 Index = npt.NDArray[np.int64]
@@ -112,21 +112,14 @@ class Sequences:
         share = (float(self.liked.sum()) + 0.5) / (len(self.liked) + 1.0)
         return math.log(share / (1.0 - share))
 
-    def item_log_odds(self) -> Floats:
-        """Shrunk log-odds of each item less the level, (N,)."""
-        return self._log_odds(self.items, self.n_items)
-
-    def user_log_odds(self) -> Floats:
-        """As `item_log_odds` of each user, (U,)."""
-        return self._log_odds(self.users, self.n_users)
+    @cached_property
+    def offsets(self) -> tuple[Floats, Floats]:
+        """Of users (U,) and items (N,), as `biases.fit_offsets`."""
+        return fit_offsets(self.users, self.items, self.liked, n_users=self.n_users, n_items=self.n_items)
 
     def item_log_likes(self) -> Floats:
         """ln(1 + likes) of each item, (N,)."""
         return np.log1p(np.bincount(self.items[self.liked], minlength=self.n_items)).astype(np.float32)
-
-    def _log_odds(self, places: Any, n: int) -> Floats:
-        likes = np.bincount(places, weights=self.liked, minlength=n)
-        return shrunk_log_odds(np.bincount(places, minlength=n), likes)
 
 
 def _counted(sizes: Any) -> Any:

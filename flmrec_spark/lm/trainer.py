@@ -110,9 +110,8 @@ class Trainer:
     def _bias_terms(self, prepared: Prepared, splits: list[str]) -> training.BiasTerms:
         if not self.config.model.bias_terms:
             return training.BiasTerms(None, None)
-        users = dataset.counts(prepared, c.USER_ID, self.data.user_ids, splits=splits)
-        items = dataset.counts(prepared, c.ITEM_ID, self.data.catalog.item_ids, splits=splits)
-        return training.BiasTerms(users, items)
+        rows = dataset.sequences(prepared, self.data.catalog, self.data.user_ids, splits=splits)
+        return training.BiasTerms(*rows.offsets)
 
     def served_factors(self, prepared: Prepared, latest: training.BiasTerms) -> FactorsOfSplits | None:
         """The factors, with what the texts of new items say of them by the word embeddings as they are now."""
@@ -120,7 +119,7 @@ class Trainer:
         return None if self.factors is None else factor_stage.with_texts_of(self.factors, *known)
 
     def latest_bias(self, prepared: Prepared) -> training.BiasTerms:
-        """The learned offsets, moved by what the valid split adds to the counts that they started from.
+        """The learned offsets, moved by what the valid split adds to where they started.
 
         Once training has stopped and calibration is fitted, the valid split has nothing left to hold out: an item
         that many disliked there should not be listed as if nobody had said so.

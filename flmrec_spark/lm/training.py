@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm.batches import Step
-from flmrec_spark.lm.biases import Biases, shrunk_log_odds
+from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.collaborative import LISTING, RATING
 from flmrec_spark.lm.dataset import Floats
 from flmrec_spark.lm.layers import layer_of, n_layers
@@ -32,16 +32,16 @@ _EMBEDDING = re.compile(r"embed|wte|wpe|shared")
 
 
 class BiasTerms(nn.Module):
-    """Offsets on the logit by user and item, started at the shrunk log-odds of the train split.
+    """Offsets on the logit by user and item.
 
     Args:
-      counts, likes: float32 (U,) and (N,) pairs for users and items; None for both leaves the terms out.
+      users, items: where they start, float32 (U,) and (N,); None for both leaves the terms out.
     """
 
-    def __init__(self, users: tuple[Floats, Floats] | None, items: tuple[Floats, Floats] | None) -> None:
+    def __init__(self, users: Floats | None, items: Floats | None) -> None:
         super().__init__()
-        self.user = nn.Parameter(torch.from_numpy(shrunk_log_odds(*users)) if users else torch.zeros(0))
-        self.item = nn.Parameter(torch.from_numpy(shrunk_log_odds(*items)) if items else torch.zeros(0))
+        self.user = nn.Parameter(torch.zeros(0) if users is None else torch.from_numpy(users.copy()))
+        self.item = nn.Parameter(torch.zeros(0) if items is None else torch.from_numpy(items.copy()))
 
     def forward(self, users: Tensor, items: Tensor, dropout: float, is_shown: Tensor | None = None) -> Tensor | float:
         """users (B,), items (B, G) -> offsets (B, G); in training a share of the terms is 0, as for unknown ids.

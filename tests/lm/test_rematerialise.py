@@ -28,8 +28,8 @@ def gradients(model: SegmentedModel) -> tuple[dict[str, torch.Tensor], int]:
         kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         return value
 
-    counts = np.array([3, 2, 1, 1], dtype=np.float32)
-    bias = BiasTerms((counts[:2], counts[:2] / 2), (counts, counts / 2))
+    offsets = np.array([0.3, -0.2, 0.1, 0.0], dtype=np.float32)
+    bias = BiasTerms(offsets[:2], offsets)
     torch.manual_seed(1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         logits, _ = training.step_logits(model, bias, OWN, CATALOG, bias_dropout=0.0)

@@ -166,8 +166,7 @@ def test_a_hidden_item_shows_its_text_and_loses_its_bias_term() -> None:
     np.testing.assert_array_equal(shown.items.numpy()[~hidden], items.vectors[~hidden])
     np.testing.assert_array_equal(shown.offsets.numpy()[hidden], texts.offsets[hidden])
     grid = distinct[None]
-    counted = np.full(N, 9.0, dtype=np.float32)
-    own = BiasTerms((counted[:1], counted[:1]), (counted, (np.arange(N) % 9).astype(np.float32))).train()
+    own = BiasTerms(np.float32([0.5]), (np.arange(N) % 9).astype(np.float32)).train()
     said = own(torch.tensor([0]), grid, 0.0, shown.bias_is_shown(grid))
     assert torch.equal(said[0], own.user[0] + own.item * shown.is_shown)
     assert terms.eval().shown(torch.ones(1, WIDTH), distinct).bias_is_shown(grid) is None
