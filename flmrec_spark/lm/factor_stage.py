@@ -137,9 +137,9 @@ def _with_neighbours(
     if spectrum is None:
         return factors, later, {}
     if allowed is None:
-        users, items = early.sequences.offsets
-        bias = np.append(items, np.float32(0)) + factors.offset
-        choice = neighbour_choice.choose_for_ratings(spectrum, factors, bias, users, questions)
+        own = early.sequences.offsets
+        bias = np.append(own.item, np.float32(0)) + factors.offset
+        choice = neighbour_choice.choose_for_ratings(spectrum, factors, bias, own.user, questions)
     else:
         choice = neighbour_choice.choose_for_lists(spectrum, factors, questions, allowed=allowed)
     if choice is None:

@@ -108,10 +108,10 @@ class _Module(nn.Module):
         self.history = nn.Parameter(torch.randn(2 * n, d) * _START)
         self.target = nn.Parameter(torch.randn(n, d) * _START)
         self.mix = nn.Parameter(torch.ones(2))
-        user, item = sequences.offsets
-        start = item.copy() if objective == RATING else sequences.item_log_likes()
+        own = sequences.offsets
+        start = own.item.copy() if objective == RATING else sequences.item_log_likes()
         self.offset = nn.Parameter(torch.from_numpy(start))
-        self.user = nn.Parameter(torch.from_numpy(user.copy()))
+        self.user = nn.Parameter(torch.from_numpy(own.user.copy()))
         self.level = nn.Parameter(torch.tensor(sequences.level()))
         self.register_buffer("hidden", torch.from_numpy(~is_drawable))
         self._start = torch.from_numpy(start.copy())

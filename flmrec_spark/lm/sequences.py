@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flmrec_spark.lm.biases import fit_offsets
+from flmrec_spark.lm.biases import Offsets, fit_offsets
 from flmrec_spark.lm.collaborative import Bools, Floats, Places, rows_of
 
 Index = npt.NDArray[np.int64]
@@ -113,8 +113,8 @@ class Sequences:
         return math.log(share / (1.0 - share))
 
     @cached_property
-    def offsets(self) -> tuple[Floats, Floats]:
-        """Of users (U,) and items (N,), as `biases.fit_offsets`."""
+    def offsets(self) -> Offsets:
+        """Of users (U,) and items (N,)."""
         return fit_offsets(self.users, self.items, self.liked, n_users=self.n_users, n_items=self.n_items)
 
     def item_log_likes(self) -> Floats:

@@ -111,7 +111,7 @@ class Trainer:
         if not self.config.model.bias_terms:
             return training.BiasTerms(None, None)
         rows = dataset.sequences(prepared, self.data.catalog, self.data.user_ids, splits=splits)
-        return training.BiasTerms(*rows.offsets)
+        return training.BiasTerms(rows.offsets.user, rows.offsets.item)
 
     def served_factors(self, prepared: Prepared, latest: training.BiasTerms) -> FactorsOfSplits | None:
         """The factors, with what the texts of new items say of them by the word embeddings as they are now."""

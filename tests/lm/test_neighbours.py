@@ -141,9 +141,8 @@ def choose(
     spectrum = Spectrum.of_labels(known, 8, seed=1)
     assert spectrum is not None
     own = factors or empty(known.n_items)
-    users, items = known.offsets
-    offset = np.append(items, np.float32(0)) + 0.01 * np.arange(known.n_items + 1, dtype=np.float32)
-    return neighbour_choice.choose_for_ratings(spectrum, own, offset, users, questions)
+    offset = np.append(known.offsets.item, np.float32(0)) + 0.01 * np.arange(known.n_items + 1, dtype=np.float32)
+    return neighbour_choice.choose_for_ratings(spectrum, own, offset, known.offsets.user, questions)
 
 
 def test_the_choice_helps_where_users_agree_and_is_none_where_nothing_is_known() -> None:
@@ -166,7 +165,9 @@ def test_a_weight_counts_in_units_of_the_factors_that_it_stands_beside() -> None
     spectrum = Spectrum.of_labels(known, 8, seed=1)
     assert spectrum is not None
     once, twice = (
-        neighbour_choice.choose_for_ratings(spectrum, empty(known.n_items), size * offset, known.offsets[0], questions)
+        neighbour_choice.choose_for_ratings(
+            spectrum, empty(known.n_items), size * offset, known.offsets.user, questions
+        )
         for size in (np.float32(1), np.float32(2))
     )
     assert once is not None and twice is not None
