@@ -165,7 +165,8 @@ def test_they_learn_who_likes_what_in_a_checkerboard_world(objective: str):
     assert told["uauc" if objective == RATING else "ndcg"] > (0.95 if objective == RATING else 0.3)
     for user, sign in ((0, 1), (1, -1)):
         scores = found.scores(found.taste(*own.before(user, 99, 99)), np.arange(N_ITEMS))
-        assert sign * (scores[::2].mean() - scores[1::2].mean()) > 0.5
+        spread = scores[::2].std() + scores[1::2].std()  # the epoch that wins may be an early one, of small scores
+        assert sign * (scores[::2].mean() - scores[1::2].mean()) > max(0.3, 2 * spread)
     assert measured(found, questions, objective=objective, allowed=np.ones(N_ITEMS, dtype=bool)) > 0.3
 
 
