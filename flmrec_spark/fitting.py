@@ -35,7 +35,7 @@ class Tools:
     spark: SparkSession
     template: Template  # renders the items' texts
     model_path: str  # pretrained model of content_lm; only that opens it
-    _of_texts: dict[str, tuple[list[str], Baseline]] = field(default_factory=dict, compare=False, repr=False)
+    _of_texts: dict[str, tuple[list[str], Baseline]] = field(default_factory=dict, init=False, compare=False)
 
     def texts(self, world: World) -> list[str]:
         return [self.template.render_item(fields) for fields in world.item_fields]
@@ -64,7 +64,7 @@ FITS: Mapping[str, Callable[[World, Tools], Baseline]] = {
     "item_knn": lambda world, _: neighbours.item_knn(world),
     "ease": lambda world, _: neighbours.ease(world),
     "markov": lambda world, _: neighbours.markov(world),
-    "content_tfidf": lambda world, tools: tools.of_texts("content_tfidf", world, lambda texts: content.tf_idf(texts)),
+    "content_tfidf": lambda world, tools: tools.of_texts("content_tfidf", world, content.tf_idf),
     "content_lm": lambda world, tools: tools.of_texts("content_lm", world, lambda texts: _embedded(texts, tools)),
 }
 

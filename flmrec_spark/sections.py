@@ -37,6 +37,7 @@ Strategy = Literal[
     "content_tfidf",
     "content_lm",
 ]
+Repeats = Literal["best", "last", "all"]
 CHEAP: list[Baseline] = [name for name in get_args(Baseline) if name != "content_lm"]  # whose fit runs no model
 
 
@@ -111,7 +112,7 @@ class PrepareConfig(Section):
     timestamp_format: str = Field("auto", description="auto, seconds, milliseconds, or a Spark datetime pattern")
     max_text_chars: Count = Field(10_000, description="longer ids, titles or attributes are refused")
     max_reject_share: Share = Field(0.05, description="refused share of a source's rows above which the job stops")
-    repeats: Literal["best", "last", "all"] = Field(
+    repeats: Repeats = Field(
         "best",
         description="rows kept of a user, an item and a split: the first of the highest value, the last one, or all",
     )

@@ -14,7 +14,8 @@ from flmrec_spark import fitting, sections
 from flmrec_spark.errors import CheckpointError
 from flmrec_spark.fitting import FITS, Tools, fit_all
 from flmrec_spark.prompts import load_template
-from flmrec_spark.stages.baselines import content, neighbours
+from flmrec_spark.stages.baselines import neighbours
+from flmrec_spark.stages.baselines.content import Content, tf_idf
 from flmrec_spark.stages.models import WITH_PROBABILITY, WITHOUT_LISTS
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
 from tests.small_world import world_of
@@ -64,14 +65,19 @@ def test_texts_are_what_the_template_makes_of_the_items() -> None:
     assert fitting.Tools(TOOLS.spark, TOOLS.template, "x").texts(world_of())[0].startswith("title a")
 
 
-def test_what_is_made_of_texts_is_made_once_while_these_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_made_of_texts_is_made_once_while_these_and_the_model_are_the_same() -> None:
     made: list[list[str]] = []
-    tf_idf = content.tf_idf
-    monkeypatch.setattr(content, "tf_idf", lambda texts: made.append(texts) or tf_idf(texts))
-    tools = Tools(Mock(), load_template("en"), "nowhere")
-    whole = world_of()
+
+    def make(texts: list[str]) -> Content:
+        made.append(texts)
+        return tf_idf(texts)
+
+    tools, whole = Tools(Mock(), load_template("en"), "nowhere"), world_of()
     early = replace(whole, items=whole.items[:3], users=whole.users[:3], liked=whole.liked[:3])
-    first = FITS["content_tfidf"](whole, tools)
-    assert FITS["content_tfidf"](early, tools) is first and len(made) == 1
+    first = tools.of_texts("content_tfidf", whole, make)
+    assert tools.of_texts("content_tfidf", early, make) is first and len(made) == 1
     other = replace(whole, item_fields=[{**fields, "title": "other"} for fields in whole.item_fields])
-    assert FITS["content_tfidf"](other, tools) is not first and len(made) == 2
+    assert tools.of_texts("content_tfidf", other, make) is not first and len(made) == 2
+    elsewhere = replace(tools, model_path="elsewhere")
+    assert elsewhere.of_texts("content_tfidf", other, make) and len(made) == 3
+    assert FITS["content_tfidf"](whole, TOOLS) is FITS["content_tfidf"](early, TOOLS)

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flmrec_spark.lm.biases import Offsets, fit_offsets
 from flmrec_spark.lm.collaborative import Bools, Floats, Places, rows_of
+from flmrec_spark.lm.offsets import Offsets, fit_offsets
 
 Index = npt.NDArray[np.int64]
 

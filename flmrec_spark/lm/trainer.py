@@ -23,6 +23,7 @@ from flmrec_spark.lm.dataset import Floats
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import Data
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.offsets import Offsets
 from flmrec_spark.lm.precision import resolve
 from flmrec_spark.lm.preflight import expect_room, step_shape
 from flmrec_spark.lm.prepared import Prepared
@@ -64,7 +65,8 @@ class Trainer:
         self.model = build_model(
             config, data.segmenter, n_factors=0 if self.factors is None else self.factors.train.width
         )
-        self.bias = self._bias_terms(prepared, [c.TRAIN])
+        self.start = self._offsets(prepared, [c.TRAIN]) if config.model.bias_terms else None
+        self.bias = training.BiasTerms(*(None, None) if self.start is None else (self.start.user, self.start.item))
         self.shown = self._shown(prepared)
         items, texts = (None, None) if self.shown is None else (self.shown.items, self.shown.texts)
         self.terms = Terms(items, hidden_share=settings.factors.hidden_share, texts=texts).to(self.device)
@@ -107,11 +109,10 @@ class Trainer:
             self.data = replace(data, catalog=replace(data.catalog, tokens=tokens))
         return shown
 
-    def _bias_terms(self, prepared: Prepared, splits: list[str]) -> training.BiasTerms:
-        if not self.config.model.bias_terms:
-            return training.BiasTerms(None, None)
-        rows = dataset.sequences(prepared, self.data.catalog, self.data.user_ids, splits=splits)
-        return training.BiasTerms(rows.offsets.user, rows.offsets.item)
+    def _offsets(self, prepared: Prepared, splits: list[str]) -> Offsets:
+        found = dataset.sequences(prepared, self.data.catalog, self.data.user_ids, splits=splits).offsets
+        log.info("bias terms: of %s: variance of users %.3f, of items %.3f", " and ".join(splits), *found.variances)
+        return found
 
     def served_factors(self, prepared: Prepared, latest: training.BiasTerms) -> FactorsOfSplits | None:
         """The factors, with what the texts of new items say of them by the word embeddings as they are now."""
@@ -124,12 +125,11 @@ class Trainer:
         Once training has stopped and calibration is fitted, the valid split has nothing left to hold out: an item
         that many disliked there should not be listed as if nobody had said so.
         """
-        before, after = (self._bias_terms(prepared, splits) for splits in ([c.TRAIN], [c.TRAIN, c.VALID]))
-        latest = training.BiasTerms(None, None)
-        for name in ("user", "item"):
-            moved = getattr(self.bias, name).detach().cpu() + getattr(after, name) - getattr(before, name)
-            setattr(latest, name, nn.Parameter(moved.detach()))
-        return latest
+        if self.start is None:
+            return training.BiasTerms(None, None)
+        now, after = self.bias, self._offsets(prepared, [c.TRAIN, c.VALID])
+        user, item = (part.detach().cpu().numpy() for part in (now.user, now.item))
+        return training.BiasTerms(user + after.user - self.start.user, item + after.item - self.start.item)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -6,14 +6,11 @@ times no and once yes. Splits come first, so that no row is left out of train be
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
-
-Repeats = Literal["best", "last", "all"]
+from flmrec_spark.sections import Repeats
 
 _PLACE = "row:place"
 

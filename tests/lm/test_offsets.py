@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from flmrec_spark.lm.biases import fit_offsets
+from flmrec_spark.lm.offsets import fit_offsets
 
 
 def by_sklearn(users, items, liked, n_users, n_items, variances):
@@ -58,7 +58,7 @@ def test_the_variances_are_found_and_where_there_is_none_nobody_is_told_from_ano
         if expected:
             assert variance == pytest.approx(expected, rel=0.5)  # Laplace's is known to be low
             assert np.corrcoef(own, true)[0, 1] > 0.7
-        else:  # the share of likes of 15 rows alone would say 0.4 and more
+        else:
             assert variance < 0.05 and np.abs(own).max() < 0.3
 
 
