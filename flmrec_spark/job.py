@@ -25,7 +25,7 @@ from types import MappingProxyType
 import pyspark
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructField, StructType
 
 import flmrec_spark
@@ -59,6 +59,7 @@ class Job:
     versions: dict[str, str] = field(default_factory=dict)
     status: str = "done"
     files: Mapping[str, Path | None] = field(default_factory=dict)  # given by further arguments, see `run`
+    redoes: bool = False  # a run of an id that is done does its work anew, so that its record is of the last time
 
     @contextmanager
     def timed(self, part: str, step: str | None = None) -> Iterator[None]:
@@ -73,6 +74,10 @@ class Job:
 
     def add_seconds(self, part: str, seconds: float) -> None:
         self.seconds[part] = round(self.seconds.get(part, 0.0) + seconds, 3)
+
+    def read(self, name: str) -> DataFrame:
+        """An input at the version that the run began with, which `inputs` has, whatever is written to it meanwhile."""
+        return self.tables.read(name, version=int(self.inputs[name]))
 
     def is_recorded(self) -> bool:
         """Whether the table runs has this run as done."""
@@ -151,7 +156,7 @@ def _attempt(job: Job, body: Callable[[Job], None], *, is_dry: bool) -> int:
         body(job)
     except Exception as fault:
         try:
-            if not is_dry and not job.is_recorded():  # what a run of this id has published stands
+            if not is_dry and (job.redoes or not job.is_recorded()):  # what a run of this id has published stands
                 _record(job, "failed", _message(fault))
         except (FlmrecError, PySparkException, Py4JJavaError) as second:
             log.warning("%s: the failure is not in the table runs: %s", job.name, _message(second))

@@ -39,9 +39,9 @@ def inputs_of(job: Job, shipped: Shipped, diverse: Diverse | None, kept: ExitSta
       InputError: the split has no rows.
     """
     config = job.config.evaluate
-    interactions, history_splits = job.tables.read("interactions"), HISTORY_SPLITS[config.split]
+    interactions, history_splits = job.read("interactions"), HISTORY_SPLITS[config.split]
     chosen = evaluation.draw_users(interactions, split=config.split, max_users=config.max_users, seed=config.seed)
-    users = kept.enter_context(kept_in_memory(job.tables.read("users").join(chosen, c.USER_ID, "left_semi")))
+    users = kept.enter_context(kept_in_memory(job.read("users").join(chosen, c.USER_ID, "left_semi")))
     rows = evaluation.held_out(interactions, users, split=config.split, history_splits=history_splits)
     rows = kept.enter_context(kept_in_memory(rows))
     prompts = user_prompts(
@@ -57,7 +57,7 @@ def inputs_of(job: Job, shipped: Shipped, diverse: Diverse | None, kept: ExitSta
     if not held_out["rows"]:
         raise InputError(f"table interactions: got no rows of split {config.split}, expected some; see prepare.split")
     job.counts |= {"users": prompts.count(), "held_out_rows": held_out["rows"]}
-    job.counts["items"] = job.tables.read("items").count()
+    job.counts["items"] = job.read("items").count()
     history = interactions.where(F.col(c.SPLIT).isin(*history_splits))
     cutoffs = sorted({*config.k, *([] if diverse is None else [diverse.n])})
     return Inputs(history, rows, prompts, longest_rows=held_out["longest"], cutoffs=cutoffs)
@@ -69,7 +69,7 @@ def diverse_lists(job: Job) -> Diverse | None:
     Raises:
       ConfigError: as `diversity.checked`.
     """
-    config = checked(job.config.score.diversity, job.tables.read("items").columns)
+    config = checked(job.config.score.diversity, job.read("items").columns)
     if config is None:
         return None
     job.versions["diversity"] = told(config)

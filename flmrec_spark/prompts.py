@@ -175,13 +175,19 @@ def parse_template(text: str, *, where: str) -> Template:
 
 
 def as_text(value: object) -> str:
-    """A value as a prompt shows it: no spaces around, lists joined by commas, 7.0 as 7, nothing for null."""
+    """A value as a prompt shows it: no spaces around, lists joined by commas, 7.0 as 7, nothing for null.
+
+    Of a fraction six digits, or two behind the point where the whole part is longer; whole numbers are never cut, as a
+    column of ids with gaps is one of floats.
+    """
     if value is None or value != value:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        if value.is_integer() and abs(value) < 2**53:
+            return str(int(value))
+        return f"{value:.{max(6, len(str(int(value))) + 2) if abs(value) < 2**53 else 6}g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(text for text in map(as_text, value) if text)
     return " ".join(str(value).split())

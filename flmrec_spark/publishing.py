@@ -9,7 +9,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
-from flmrec_spark import scoring
 from flmrec_spark.errors import AuditError
 from flmrec_spark.job import Job
 from flmrec_spark.ship import listable
@@ -23,7 +22,7 @@ log = logging.getLogger("flmrec")
 
 def count(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataFrame) -> None:
     """Counts what `judge` looks at."""
-    items, config = scoring.read(job, "items"), job.config.score
+    items, config = job.read("items"), job.config.score
     allowed = listable(items, config.item_filter).join(refused_items, on=[c.ITEM_ID], how="left_anti")
     lists: tuple[DataFrame, ...] = (staged, prompts, allowed)
     counts = audit.list_counts(*lists, n=config.staged_n).collect()[0].asDict()

@@ -18,7 +18,7 @@ from flmrec_spark.stages.diversity import checked, told
 from flmrec_spark.stages.hybrid import FLM, HYBRID
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
-from flmrec_spark.tables.delta import content_digest
+from flmrec_spark.tables.delta import content_digest, run_predicate
 
 INPUTS = ("interactions", "items", "users")
 PUBLISHED, STAGED, NEW = "published", "staged", "new"
@@ -39,7 +39,7 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
     if strategy in NEEDS_CHECKPOINT:
         job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
     config = job.config.score
-    diversity = checked(config.diversity, read(job, "items").columns)
+    diversity = checked(config.diversity, job.read("items").columns)
     if diversity is not None:
         job.versions["diversity"] = told(diversity)
     if strategy != FLM:
@@ -53,7 +53,7 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
         config.depth,
         config.exclude_seen,
         config.item_filter,
-        filter_digest(read(job, "items"), config.item_filter),
+        filter_digest(job.read("items"), config.item_filter),
         config.history_splits,
         config.precision,
         *made_by,
@@ -61,11 +61,6 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
     ]
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
     return manifest.text_digest(json.dumps([job.inputs, contents, settings], sort_keys=True))
-
-
-def read(job: Job, name: str) -> DataFrame:
-    """An input at the version that the run began with, whatever is written to it meanwhile."""
-    return job.tables.read(name, version=int(job.inputs[name]))
 
 
 def progress(job: Job, made_of: str, *, is_named: bool) -> str:
@@ -85,7 +80,10 @@ def progress(job: Job, made_of: str, *, is_named: bool) -> str:
                 return PUBLISHED
             break
     of_run = [commit for commit in job.tables.commits("top_n") if commit.get("run_id") == job.run_id]
-    return STAGED if of_run and of_run[0].get("fingerprint") == made_of else NEW
+    if not of_run or of_run[0].get("fingerprint") != made_of:
+        return NEW
+    is_removed = job.tables.read("top_n").where(run_predicate(job.run_id)).isEmpty()  # by somebody's DELETE
+    return NEW if is_removed else STAGED
 
 
 def tools(job: Job) -> Tools:

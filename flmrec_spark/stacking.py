@@ -79,8 +79,10 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
       partitions: tasks of the pass that scores the rows that the stack is fitted on.
 
     Raises:
-      InputError: split valid has no rows, or nothing in it is liked.
+      InputError: there is no baseline, split valid has no rows, or nothing in it is liked.
     """
+    if not models.baselines:
+        raise InputError("hybrid: got no baseline, expected some to stack with the model; see evaluate.baselines")
     drawn = evaluation.draw_users(prepared.interactions, split=c.VALID, max_users=MAX_USERS, seed=SEED)
     users = prepared.users.join(drawn, c.USER_ID, "left_semi")
     rows = evaluation.held_out(prepared.interactions, users, split=c.VALID, history_splits=(c.TRAIN,)).toArrow()

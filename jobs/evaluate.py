@@ -27,6 +27,7 @@ from flmrec_spark import files
 from flmrec_spark.bootstrap import Array
 from flmrec_spark.errors import InputError
 from flmrec_spark.job import Job, run
+from flmrec_spark.lm.checkpoint import read_metrics
 from flmrec_spark.measuring import HISTORY_SPLITS, Inputs, diverse_lists, inputs_of, kept_in_memory
 from flmrec_spark.report import stored
 from flmrec_spark.report.console import WIDTH, report
@@ -64,8 +65,9 @@ def evaluate(job: Job) -> None:
     if job.files["report"] is not None:
         files.expect_room(job.files["report"], flag="--report")
     with job.timed("ship"):
-        items, users = job.tables.read("items"), job.tables.read("users")
+        items, users = job.read("items"), job.read("users")
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
+        _tell_what_it_was_trained_on(job)
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
     diverse = diverse_lists(job)
@@ -118,7 +120,7 @@ def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measu
             inputs = inputs_of(job, shipped, diverse, kept)
             shipped, told = settled(shipped, inputs.prompts, job.config.score)
             job.versions |= told
-            shipped = shipped.of_train() if config.split == c.VALID else shipped
+            shipped = _of_split(job, shipped)
         models = _models(job, shipped, diverse)
         _tell_what_is_missing(models, config.against)
         with job.timed("score held-out rows"):
@@ -146,7 +148,7 @@ def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measu
 def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     """Baselines are fitted on what the histories are from."""
     config = job.config.evaluate
-    prepared = Prepared(*[job.tables.read(name) for name in ("interactions", "items", "users")])
+    prepared = Prepared(*[job.read(name) for name in INPUTS])
     splits, fits = HISTORY_SPLITS[config.split], tools(job)
     diversity, published = None if diverse is None else diverse.config, job.config.score.strategy
     models = fit_models(
@@ -167,6 +169,18 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     except InputError as fault:
         log.warning("evaluate: %s; the hybrid is left out", fault)
         return models
+
+
+def _tell_what_it_was_trained_on(job: Job) -> None:
+    """Another version of the interactions may hold out what this checkpoint has learned; a nightly one seldom does."""
+    of = read_metrics(job.config.checkpoint).get("tables", {}).get("interactions")
+    if of is not None and str(of) != job.inputs["interactions"]:
+        log.warning(
+            "evaluate: the checkpoint was trained on version %s of the table interactions and is measured on version "
+            "%s: where the splits were made otherwise, held-out rows may be among those that it has learned",
+            of,
+            job.inputs["interactions"],
+        )
 
 
 def _tell_what_is_missing(models: Models, against: str | None) -> None:
@@ -199,7 +213,7 @@ def _lists(
         rows,
         evaluation.relevant_items(inputs.rows).toArrow(),
         evaluation.measured_users(inputs.prompts, inputs.history).toArrow().sort_by(c.USER_ID),
-        evaluation.catalogue(evaluation.catalogue_rows(job.tables.read("items"), inputs.history).toArrow()),
+        evaluation.catalogue(evaluation.catalogue_rows(job.read("items"), inputs.history).toArrow()),
     )
     found = evaluation.places_of_all(together, asked, models.lengths(n))
     job.counts["users_without_list"] = int((found[FLM][:, 0] < 0).sum())
@@ -207,6 +221,10 @@ def _lists(
 
 
 def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
+    def lists_of(prompts: DataFrame) -> DataFrame:
+        found = _of_split(job, settled(shipped, prompts, job.config.score)[0])
+        return scores(prompts, found, n=REPORT_LIST).where(F.col(c.RANK) >= 1)
+
     publish(
         file,
         result,
@@ -216,12 +234,15 @@ def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
         tables=job.tables,
         checkpoint=job.config.checkpoint,
         evaluate=job.config.evaluate,
-        lists_of=lambda prompts: scores(prompts, settled(shipped, prompts, job.config.score)[0], n=REPORT_LIST).where(
-            F.col(c.RANK) >= 1
-        ),
+        lists_of=lists_of,
         history_splits=HISTORY_SPLITS[job.config.evaluate.split],
         history_length=shipped.history_length,
     )
+
+
+def _of_split(job: Job, shipped: Shipped) -> Shipped:
+    """The model that has not learned the rows that are asked about."""
+    return shipped.of_train() if job.config.evaluate.split == c.VALID else shipped
 
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:

@@ -26,7 +26,7 @@ from flmrec_spark.job import Job, run
 from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_users, items_of, users_of
 from flmrec_spark.stages.examples import build_examples
 from flmrec_spark.stages.interactions import clean_interactions
-from flmrec_spark.stages.rejects import REFUSED, accepted, rejects
+from flmrec_spark.stages.rejects import REFUSED, REPEATED, accepted, rejects
 from flmrec_spark.stages.repeats import without_repeats
 from flmrec_spark.stages.splits import with_moments, with_splits
 from flmrec_spark.tables import schemas
@@ -38,7 +38,7 @@ Splits = Mapping[str, tuple[int, ...]]  # split -> interactions, users, examples
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A source whose rows are each accepted or refused. `refused` counts by reason."""
+    """A source whose rows are each accepted, refused or say what another one says. `refused` counts by reason."""
 
     name: str
     tagged: DataFrame
@@ -51,6 +51,7 @@ class Cleaned:
 
     @property
     def kept(self) -> int:
+        """Accepted rows, and those that say the same."""
         return self.rows_in - self.rejected
 
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def prepare(job: Job) -> None:
-    config = job.config.prepare
+    config, job.redoes = job.config.prepare, True
     job.run_id = job.run_id or f"prepare-{job.config.digest('prepare', 'prompts', 'tables')}"
     with ExitStack() as stack:
         with job.timed("clean"):
@@ -142,7 +143,8 @@ def _tag(stack: ExitStack, name: str, *, source: Source, frame: DataFrame, tagge
             f"prepare.{name}: got {rows_in} rows and then {sum(by_reason.values())}, expected the same twice; "
             f"{source.place} changed while it was read"
         )
-    return Cleaned(name, stored, rows_in, {reason: n for reason, n in by_reason.items() if reason is not None})
+    refused = {reason: n for reason, n in by_reason.items() if reason not in (None, REPEATED)}
+    return Cleaned(name, stored, rows_in, refused)
 
 
 def _stored(stack: ExitStack, frame: DataFrame) -> DataFrame:
@@ -219,8 +221,8 @@ def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> No
     console.print(asked)
     if n_repeats:
         console.print(
-            f"{n_repeats:,} interactions stand for no row of their own: prepare.repeats keeps one of a user, "
-            "an item and a split"
+            f"{n_repeats:,} interactions stand for no row of their own: of a user and an item one stays in a split, "
+            "or, with prepare.repeats all, one of each moment"
         )
 
 

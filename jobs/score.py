@@ -143,7 +143,7 @@ def _recommender(job: Job) -> Recommender:
     with job.timed("ship"):
         found = recommender(
             job.config.score,
-            Prepared(*[scoring.read(job, name) for name in scoring.INPUTS]),
+            Prepared(*[job.read(name) for name in scoring.INPUTS]),
             names=job.config.evaluate.baselines,
             ship=lambda item_filter: _ship(job, item_filter),
             scores=scores,
@@ -159,8 +159,8 @@ def _ship(job: Job, item_filter: str | None) -> Shipped:
     shipped = ship(
         job.spark,
         checkpoint=job.config.checkpoint,
-        items=scoring.read(job, "items"),
-        users=scoring.read(job, "users"),
+        items=job.read("items"),
+        users=job.read("users"),
         score=job.config.score,
         item_filter=item_filter,
     )
@@ -173,8 +173,8 @@ def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: E
     """Rows of `user_prompts`, which are planned, scored and audited, and made once."""
     with job.timed("score", "prompts"):
         prompts = user_prompts(
-            scoring.read(job, "users"),
-            scoring.read(job, "interactions"),
+            job.read("users"),
+            job.read("interactions"),
             splits=job.config.score.history_splits,
             history_length=found.history_length,
             exclude_seen=job.config.score.exclude_seen,

@@ -71,8 +71,8 @@ class NativeAttention:
         return self._packed(_heads_first(states))
 
     def take(self, states: ItemStates, index: Tensor) -> ItemStates:
-        query = states.query.transpose(2, 3).flatten(1, 2)[:, :, index]  # (H, E, len(index))
-        chosen = (states.hidden[index], query.transpose(1, 2), states.own[:, index], states.own_lse[:, index])
+        query = states.query[:, :, index].transpose(1, 2).flatten(2)  # (H, len(index), E)
+        chosen = (states.hidden[index], query, states.own[:, index], states.own_lse[:, index])
         return self._packed(ItemStates(*chosen, states.hidden_mask))
 
     def user(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:

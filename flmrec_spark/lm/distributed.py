@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from flmrec_spark.errors import EnvironmentFault
 
+# While rank 0 learns factors or validates, the others wait for it; one that is lost is seen at once by its connection.
+_PATIENCE = timedelta(days=7)
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -106,7 +109,7 @@ def joined() -> Iterator[World]:
     device = torch.device("cuda", local) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_PATIENCE)
     try:
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         yield World(dist.get_rank(), dist.get_world_size(), per_node, device)

@@ -149,7 +149,7 @@ class _Module(nn.Module):
             logits = self.level + bias + torch.einsum("bd,btd->bt", taste, self.target[asked])
             found: Tensor = nn.functional.binary_cross_entropy_with_logits(logits[is_asked], batch.labels[is_asked])
             return found
-        liked = is_asked & (batch.labels > 0.5)
+        liked = is_asked & (batch.labels > 0.5) & ~self.hidden[asked]  # type: ignore[index]
         own = self.offset[asked] + torch.einsum("bd,btd->bt", taste, self.target[asked])
         against = self._against(random)
         logits = self.offset[against] + taste @ self.target[against].T

@@ -56,9 +56,13 @@ def _finetune(config: Config, world: World, *, force: bool, stop_after: int | No
     if world.agreed(found.get("fingerprint") == key):
         return {**found, "digest": checkpoint.load(config.checkpoint).digest, "status": "already done"}
     started = time.perf_counter()
-    trainer = Trainer(config, prepared, load_data(config, prepared), world)
     folder = target.with_name(target.name + ".training")
-    if world.writes and (force or resume.key_of(folder) != key):  # nothing of another training may be taken for this
+    earlier = resume.progress_of(folder)
+    goes_on = not force and earlier.get("key") == key
+    # `auto` might measure otherwise today.
+    precision = str(earlier["precision"]) if goes_on else None
+    trainer = Trainer(config, prepared, load_data(config, prepared), world, precision=precision)
+    if world.writes and not goes_on:  # nothing of another training may be taken for this
         shutil.rmtree(folder, ignore_errors=True)
     world.agreed(None)  # the others look only now
     trainer.resume(folder, key)
@@ -141,9 +145,11 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
             validated = trainer.step % trainer.validate_every == 0 or at_end
             if validated:
                 _note(trainer, folder)
-            if world.writes and (validated or (settings.save_every and trainer.step % settings.save_every == 0)):
+            stops = stop_after is not None and trainer.step - first >= stop_after and not at_end
+            is_due = settings.save_every is not None and trainer.step % settings.save_every == 0
+            if world.writes and (validated or stops or is_due):
                 trainer.save(folder, key)
-            if stop_after is not None and trainer.step - first >= stop_after and not at_end:
+            if stops:
                 return False
     return True
 

@@ -173,7 +173,7 @@ class FusedLast:
 
     def take(self, states: ItemStates, index: Tensor) -> ItemStates:
         """Some of the items, in the order of the index."""
-        parts = [self._tiles(self._rows(part, index)) for part in states.parts()[:4]]
+        parts = [self._tiles(self.rows(part, index)) for part in states.parts()[:4]]
         return ItemStates(parts[0], parts[1], parts[2], parts[3], states.hidden_mask[index])
 
     def dots(self, states: ItemStates, keys: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
@@ -188,8 +188,10 @@ class FusedLast:
         rows = torch.cat([rows, rows.new_zeros(-len(rows) % self.tile, rows.shape[1])])
         return rows.view(-1, self.tile, rows.shape[1] // each, each).transpose(1, 2).contiguous()
 
-    def _rows(self, tiles: Tensor, index: Tensor) -> Tensor:
-        return tiles.transpose(1, 2).flatten(0, 1)[index].flatten(1)
+    def rows(self, tiles: Tensor, index: Tensor) -> Tensor:
+        """A part of the states -> (len(index), n) of some items; nothing of the others is read."""
+        places = torch.div(index, self.tile, rounding_mode="floor")
+        return tiles[places, :, index % self.tile].flatten(1)
 
 
 def fused_layers(family: Any, kernel: Kernel | None, precision: str) -> list[FusedLayer] | None:

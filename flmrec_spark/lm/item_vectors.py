@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from flmrec_spark.lm.model import ItemStates
+from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.reranking import in_steps
 
 _BLOCK = 4096  # items of which a mean is made at once
@@ -25,14 +24,15 @@ class ItemVectors:
     """`reranking.Vectors` of a scorer's items. Keeps a mean and no vector.
 
     Args:
-      states: of N items, as a scorer keeps them; not of `join: full`, which has none.
+      scorer: of N items; not of `join: full`, which has no states.
     """
 
-    def __init__(self, states: ItemStates) -> None:
-        self.states = states
-        blocks = range(0, len(states.hidden), _BLOCK)
-        sums = [self._plain(np.arange(at, min(at + _BLOCK, len(states.hidden)))).sum(axis=0) for at in blocks]
-        self.mean = np.sum(sums, axis=0) / max(1, len(states.hidden))
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        n_items = len(scorer.items.tokens)
+        blocks = range(0, n_items, _BLOCK)
+        sums = [self._plain(np.arange(at, min(at + _BLOCK, n_items))).sum(axis=0) for at in blocks]
+        self.mean = np.sum(sums, axis=0) / max(1, n_items)
 
     def of(self, items: Any) -> Any:
         """(P, D) as `reranking.in_steps`."""
@@ -40,11 +40,6 @@ class ItemVectors:
 
     @torch.inference_mode()
     def _plain(self, items: Any) -> Any:
-        index = torch.from_numpy(items).to(self.states.hidden.device)
-        hidden: Tensor = self.states.hidden[index].double()
-        if hidden.dim() == 3 and hidden.shape[1] == 1:
-            hidden = hidden[:, 0]
-        elif hidden.dim() == 3:
-            kept = (~self.states.hidden_mask[index]).double()[..., None]  # (P, Q, 1)
-            hidden = (hidden * kept).sum(1) / kept.sum(1)
-        return hidden.cpu().numpy()
+        hidden, is_padding = self.scorer.item_hidden(items)
+        kept = (~is_padding).double()[..., None]  # (P, Q, 1)
+        return ((hidden * kept).sum(1) / kept.sum(1)).cpu().numpy()

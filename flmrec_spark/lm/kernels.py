@@ -6,8 +6,11 @@ product, which torch carries for its compiler, does not. `benchmarks/scoring.py`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import can_pack, int8_product
@@ -55,17 +58,40 @@ class QuantizedLinear(nn.Module):
         return self.kernel.rescale(product, scales, self.bias).view(*states.shape[:-1], self.out_features)
 
 
-def quantize_linears(module: nn.Module, kernel: Kernel) -> None:
-    """Replaces every `nn.Linear` below the module whose sides the kernel's vectors divide, in place."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.in_features % _LANES == child.out_features % _LANES == 0:
-                setattr(parent, name, QuantizedLinear(child, kernel))
+def quantize_linears(module: nn.Module, kernel: Kernel) -> int:
+    """Replaces every dense layer below the module whose sides the kernel's vectors divide, in place; says how many."""
+    n_replaced = 0
+    for parent, name, linear in _dense(module):
+        if _can_quantize(linear):
+            setattr(parent, name, QuantizedLinear(linear, kernel))
+            n_replaced += 1
+    return n_replaced
+
+
+def can_quantize(module: nn.Module) -> bool:
+    """Whether there is anything for `quantize_linears`."""
+    return any(_can_quantize(linear) for _, _, linear in _dense(module))
 
 
 def pack_linears(module: nn.Module) -> None:
-    """Replaces every `nn.Linear` below the module whose dtype oneDNN multiplies here, in place."""
+    """Replaces every dense layer below the module whose dtype oneDNN multiplies here, in place."""
+    for parent, name, linear in _dense(module):
+        if can_pack(linear.weight.dtype):
+            setattr(parent, name, PackedLinear(linear))
+
+
+def _dense(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name in it, layer) of every dense layer; GPT-2's, which keep the transposed weight, as linear ones."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and can_pack(child.weight.dtype):
-                setattr(parent, name, PackedLinear(child))
+            if type(child) is nn.Linear:
+                yield parent, name, child
+            elif type(child) is Conv1D:
+                n_in, n_out = child.weight.shape
+                linear = nn.Linear(n_in, n_out, device="meta")
+                linear.weight, linear.bias = nn.Parameter(child.weight.detach().T.contiguous()), child.bias
+                yield parent, name, linear
+
+
+def _can_quantize(linear: nn.Linear) -> bool:
+    return linear.in_features % _LANES == linear.out_features % _LANES == 0

@@ -29,7 +29,7 @@ def keep_layers(backbone: nn.Module, kept: Sequence[int]) -> None:
     """Drops every other layer, in place; the model's own config says how many are left.
 
     Raises:
-      ConfigError: the model lacks one of the layers, or has several stacks of them.
+      ConfigError: the model lacks one of the layers, has several stacks of them, or layers that know their place.
     """
     stacks = [
         (name, module)
@@ -43,6 +43,7 @@ def keep_layers(backbone: nn.Module, kept: Sequence[int]) -> None:
     total = len(stack)
     if max(kept) >= total:
         raise ConfigError(f"model.keep_layers: got {list(kept)}, expected numbers of 0 .. {total - 1}")
+    _expect_alike(backbone.config, kept)
     parent, _, attribute = name.rpartition(".")
     setattr(backbone.get_submodule(parent), attribute, nn.ModuleList([stack[layer] for layer in kept]))
     config = backbone.config
@@ -55,3 +56,14 @@ def keep_layers(backbone: nn.Module, kept: Sequence[int]) -> None:
             own: Any = module
             if isinstance(getattr(own, "layer_idx", None), int):  # a decoder's place in its key-value cache
                 own.layer_idx = place
+
+
+def _expect_alike(config: Any, kept: Sequence[int]) -> None:
+    """Refuses models in which a layer computes something else at another place, as a reader of the checkpoint would."""
+    if config.model_type == "modernbert" and kept[0] != 0:
+        raise ConfigError(f"model.keep_layers: got {list(kept)}, expected 0 among them: ModernBERT's first has no norm")
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False) and list(kept) != list(range(len(kept))):
+        raise ConfigError(
+            f"model.keep_layers: got {list(kept)}, expected the first ones, as this model's attention is scaled by the "
+            "layer's number (scale_attn_by_inverse_layer_idx)"
+        )

@@ -61,8 +61,11 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     return Data(segmenter, catalog, user_ids, train, valid, negatives, seen)
 
 
-def load_segmenter(config: Config) -> Segmenter:
+def load_segmenter(config: Config, *, has_factors: bool = True) -> Segmenter:
     """The template and the pretrained tokenizer, with the marks of the pretrained model's family.
+
+    Args:
+      has_factors: with collaborative tokens, if the config wants them; without, segments are text alone.
 
     Raises:
       ConfigError: the template is not usable, or a budget has no room beside the marks.
@@ -76,5 +79,5 @@ def load_segmenter(config: Config) -> Segmenter:
         item_tokens=config.prompts.item_tokens,
         history_length=config.prompts.history_length,
         layout=layout_of(config.model.path),
-        has_factors=config.model.collaborative.dimension > 0 and config.model.collaborative.tokens,
+        has_factors=has_factors and config.model.collaborative.dimension > 0 and config.model.collaborative.tokens,
     )

@@ -63,7 +63,7 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     key = manifest.text_digest("|".join(told))
     if not force and _read(target).get("fingerprint") == key:
         return {**_read(target), "status": "already done"}
-    segmenter = load_segmenter(config)
+    segmenter = load_segmenter(config, has_factors=False)
     texts = read_texts(prepared, segmenter)
     torch.manual_seed(config.pretrain.seed)
     model, objective, is_new = load_language_model(source)

@@ -59,12 +59,13 @@ def save_state(
             file.unlink()
 
 
-def key_of(folder: Path) -> str | None:
-    """The `key` of the progress that a resume point holds; None when there is no readable one."""
+def progress_of(folder: Path) -> dict[str, object]:
+    """The progress that a resume point holds, its `key` among it; empty when there is no readable one."""
     try:
-        return str(json.loads((folder / "progress.json").read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError):
-        return None
+        found = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "key" in found else {}
 
 
 def load_state(

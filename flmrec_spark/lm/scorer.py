@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.errors import ConfigError, EnvironmentFault
 from flmrec_spark.lm import item_states
 from flmrec_spark.lm.attention import Attention, TorchAttention, attention_of
 from flmrec_spark.lm.blending import Calibration
@@ -105,7 +105,8 @@ class Scorer:
         if precision == "int8":
             if self.kernel is None or not self.kernel.multiplies_bytes:
                 raise EnvironmentFault("score.precision: got int8, expected a CPU with AVX2 or VNNI, and a C compiler")
-            quantize_linears(self.model.backbone, self.kernel)
+            if not quantize_linears(self.model.backbone, self.kernel):
+                raise ConfigError("score.precision: got int8, expected a model with layers whose sides 16 divides")
         if packed:
             pack_linears(self.model.backbone)
 
@@ -181,6 +182,23 @@ class Scorer:
     def save_states(self, states: ItemStates, file: Path) -> None:
         """Writes what `encode` gave, as the kernel reads it, for processes to map into their memory."""
         item_states.save(self._laid_out(states), file)
+
+    @torch.inference_mode()
+    def item_hidden(self, items: Index) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of some items below the join, float64 (len(items), Q, D), and which of the Q are padding.
+
+        One token is kept, the score's, where an item meets the user in the last layer. Not for `join: full`.
+        """
+        states = self.items.states
+        assert states is not None
+        index = torch.from_numpy(items).to(self.device)
+        hidden = states.hidden[index] if self.fused is None else self.fused.rows(states.hidden, index)
+        if hidden.dim() == 2:
+            hidden = hidden[:, None]
+        mask = (
+            states.hidden_mask[index] if hidden.shape[1] > 1 else hidden.new_zeros(hidden.shape[:2], dtype=torch.bool)
+        )
+        return hidden.double(), mask
 
     def _laid_out(self, states: ItemStates) -> ItemStates:
         return (self.fused or self.attention).items(states) if self.is_last and not self.uses_batches else states

@@ -7,7 +7,8 @@
 An encoder's score is read at the item's first token, the others' at its last.
 
 Every piece is tokenised on its own and the ids are joined, so the tokens of a history entry are made once and
-no tokenizer merges across a boundary. Only the oldest history is ever cut; what cannot fit is refused.
+no tokenizer merges across a boundary. Only the oldest history is ever cut, and an entry that would not fit if it stood
+alone; an item or a profile that cannot fit is refused.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ class Segmenter:
         taken = 0
         for entry in history[: self.history_length]:
             tokens = self._entry(entry)
+            if len(tokens) > room:
+                continue  # longer than any room: left out alone, or nothing older would ever be shown
             if len(ids) + len(tokens) > room:
                 break
             ids += tokens

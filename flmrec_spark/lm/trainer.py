@@ -42,13 +42,20 @@ def _device() -> torch.device:
 
 
 class Trainer:
-    """One training: its state is the modules, the optimizer and how far it is."""
+    """One training: its state is the modules, the optimizer and how far it is.
 
-    def __init__(self, config: Config, prepared: Prepared, data: Data, world: World | None = None) -> None:
+    Args:
+      precision: of the training that this one goes on with; None for what the config says.
+    """
+
+    def __init__(
+        self, config: Config, prepared: Prepared, data: Data, world: World | None = None, precision: str | None = None
+    ) -> None:
         settings = config.finetune
         self.config, self.data, self.world = config, data, world or World(device=_device())
         self.device = self.world.device
-        self.precision = str(self.world.agreed(resolve(settings.precision, device=self.device.type)))
+        own = precision or resolve(settings.precision, device=self.device.type)
+        self.precision = str(self.world.agreed(own))
         expect_room(
             config,
             step_shape(config, data.train, data.catalog, self.world.size),
@@ -235,11 +242,10 @@ class Trainer:
 
     def resume(self, folder: Path, key: str) -> None:
         """Goes back to a resume point of the same training, when there is one."""
-        if resume.key_of(folder) == key:
+        if resume.progress_of(folder).get("key") == key:
             progress, extra = resume.load_state(folder, self.modules, self.optimizer)
             if self.adapter:
                 self.adapter.load_state(extra)
             self.step, self.n_worse = int(progress["step"]), int(progress["n_worse"])  # type: ignore[call-overload]
             self.best, self.history = progress["best"], progress["history"]  # type: ignore[assignment]
-            self.precision = str(progress["precision"])  # `auto` might measure otherwise today
             log.info("finetune: resumed at step %d of %d", self.step, self.n_steps)

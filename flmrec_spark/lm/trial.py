@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from flmrec_spark.lm import judge, precision, worker
 from flmrec_spark.lm.judge import Judge, Rules
+from flmrec_spark.lm.kernels import can_quantize
 from flmrec_spark.lm.scorer import Scorer
 
 ITEMS = 256  # scored of each user, drawn by a seed: lists of a tenth of them say enough of the order
@@ -52,6 +53,9 @@ def choose(folder: Path, users: Sequence[Asked], *, n: int, packed: bool, device
     if not names or not users:
         return Choice(precision.EXACT, f"{told}: {'no users to compare lists of' if names else 'none is faster'}")
     sample = _Sample(folder, users, {"packed": packed and device == "cpu", "device": device, "kernel": kernel})
+    if "int8" in names and not can_quantize(sample.model.backbone):
+        names.remove("int8")
+        told += "; int8 none of the model's layers"
     exact = sample.scores(precision.EXACT)
     n = max(1, min(n, exact.shape[1] // 10))
     for name in names:

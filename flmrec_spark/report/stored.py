@@ -69,7 +69,7 @@ def write(
 
 
 def read(tables: Tables, run_id: str, *, made_of: str) -> list[Measurement] | None:
-    """What the run has measured, in any order; None when it has measured nothing yet.
+    """What the run has measured, in any order; None when it has measured nothing yet, or its rows were deleted.
 
     Raises:
       ConflictError: its `fingerprint` was another.
@@ -81,4 +81,4 @@ def read(tables: Tables, run_id: str, *, made_of: str) -> list[Measurement] | No
         raise ConflictError(f"run {run_id}: it has measured other inputs or settings; give this one another --run-id")
     rows = tables.read(schemas.EVALUATION.name).where(run_predicate(run_id))
     names = [field.name for field in fields(Measurement)]
-    return [Measurement(**row) for row in rows.select(*names).toArrow().to_pylist()]
+    return [Measurement(**row) for row in rows.select(*names).toArrow().to_pylist()] or None

@@ -72,12 +72,11 @@ _MADE: list[tuple[Any, DiversityConfig, Reranker]] = []
 def _of_states(config: DiversityConfig, worker: Any, fields: Fields) -> Vectors | None:
     if config.relevance == 1.0:
         return None
-    states = worker.scorer.items.states
-    if states is None:
+    if worker.scorer.items.states is None:
         return _tf_idf([worker.segmenter.template.render_item(item) for item in fields])
     from flmrec_spark.lm.item_vectors import ItemVectors  # here: the driver needs no torch to plan the stage
 
-    return ItemVectors(states)
+    return ItemVectors(worker.scorer)
 
 
 def _tf_idf(texts: Sequence[str]) -> Vectors:

@@ -4,7 +4,9 @@ Reasons, the first that applies: malformed row, missing user_id, missing item_id
 rating out of range, unknown event, no rating or event, unreadable timestamp, unknown split, item not in items,
 exact duplicate, conflicting duplicate. A user may meet an item many times, at different times; of rows with one
 user, item and timestamp the one of the highest value is kept, and without timestamps one row per user and item, in
-each of the splits that the rows come with.
+each of the splits that the rows come with. Two ratings of one moment contradict each other or are one too many, so the
+others are duplicates; that something happened several times in a second, or on a day, is what logs say, so rows without
+a rating are repeats, which nobody refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pyspark.sql import types as T
 from flmrec_spark import columns as c
 from flmrec_spark.config import PrepareConfig
 from flmrec_spark.errors import ConfigError
-from flmrec_spark.stages.rejects import CONTENT, REFUSED, among_accepted, content, first_reason, is_blank
+from flmrec_spark.stages.rejects import CONTENT, REFUSED, REPEATED, among_accepted, content, first_reason, is_blank
 from flmrec_spark.tables.sources import MALFORMED
 
 _SPELLINGS = {
@@ -169,7 +171,8 @@ def _without_duplicates(tagged: DataFrame) -> DataFrame:
     # Rows that are equal in all of the order stand next to each other.
     is_same = reduce(Column.__and__, (F.col(name).eqNullSafe(F.lag(name).over(window)) for name in same))
     is_repeat = F.row_number().over(window) > 1
-    reason = F.when(is_repeat & is_same, F.lit("exact duplicate")).when(is_repeat, F.lit("conflicting duplicate"))
+    duplicate = F.when(is_same, F.lit("exact duplicate")).otherwise(F.lit("conflicting duplicate"))
+    reason = F.when(is_repeat, F.when(F.col(c.RATING).isNull(), F.lit(REPEATED)).otherwise(duplicate))
     # Materialised first: Spark would write the windows out once for every use.
     return _refuse(frame.withColumn("row:repeat", reason), F.col("row:repeat"))
 
@@ -178,5 +181,5 @@ def _refuse(frame: DataFrame, reason: Column) -> DataFrame:
     """Refuses accepted rows for a further reason."""
     first = F.coalesce(REFUSED, reason)
     shown = (c.USER_ID, c.ITEM_ID, c.RATING, c.EVENT, c.TIMESTAMP, c.SPLIT)
-    written = F.coalesce(F.col(CONTENT), content(first, shown))
+    written = F.coalesce(F.col(CONTENT), content(F.nullif(first, F.lit(REPEATED)), shown))
     return frame.select(*_ROW, first.alias(REFUSED), written.alias(CONTENT))

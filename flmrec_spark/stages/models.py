@@ -106,6 +106,8 @@ def _said(
         by_model = scores(prompts, models.shipped, n=n).withColumn(MODEL, F.lit(FLM))
     else:
         by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n, diverse=diverse)
+    if not names:
+        return _rows(by_model)
     return _rows(by_model).union(_rows(lists(prompts, models.packed, names=names, n=n)))
 
 

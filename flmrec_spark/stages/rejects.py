@@ -1,4 +1,7 @@
-"""Refusing rows: a row is tagged with the first reason that applies, and refused rows become `rejects`."""
+"""Refusing rows: a row is tagged with the first reason that applies, and refused rows become `rejects`.
+
+A row that says again what another one says is at no fault: tagged as REPEATED, it is neither accepted nor refused.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from flmrec_spark import columns as c
 # Working columns of a tagged frame. A colon is in no attribute's name.
 REFUSED = "row:refused"  # the reason; null for an accepted row
 CONTENT = "row:content"  # JSON of a refused row; null for an accepted one
+REPEATED = "row:repeated"  # in REFUSED
 
 _GROUP = "row:group"
 _BUCKETS = 256
@@ -53,7 +57,7 @@ def rejects(tagged: DataFrame, *, run_id: str, job: str, source: str) -> DataFra
     Rows are numbered within buckets of their content, so that no task has to sort all of them: the numbers are
     the same in every run, but not without gaps.
     """
-    refused = tagged.where(F.col(REFUSED).isNotNull()).select(
+    refused = tagged.where(F.col(REFUSED) != REPEATED).select(
         F.col(REFUSED).alias(c.REASON), F.col(CONTENT).alias("content")
     )
     bucket = F.pmod(F.xxhash64("content"), F.lit(_BUCKETS))

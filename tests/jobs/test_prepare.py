@@ -147,6 +147,24 @@ def test_of_a_behaviour_log_one_row_stays_of_a_pair_in_a_split(
         assert [row.split for row in found][-2:] == [c.VALID, c.TEST]
 
 
+@pytest.mark.parametrize("day", ["", ",2026-11-02"], ids=["no times", "one day"])
+def test_a_log_that_knows_the_day_alone_is_not_refused_for_what_happened_often(
+    job: ModuleType, config: Any, tables: Tables, capsys: pytest.CaptureFixture[str], day: str
+) -> None:
+    rows = [
+        f"u{user},i{item},{event}{day}\n" for user in range(4) for item in range(9) for event in 3 * ["view"] + ["buy"]
+    ]
+    head = "user_id,item_id,event" + (",timestamp" if day else "") + "\n"
+    worths = {"event_values": {"view": 1, "buy": 3}, "liked_at_least": 3}
+    path = config({"interactions": head + "".join(rows)}, repeats="all", **worths)
+    assert job.main(["--config", path]) == 0
+    told = capsys.readouterr().out
+    counts = json.loads(told.strip().splitlines()[-1])
+    expected = {"rows_in": 144, "rows_kept": 144, "rows_rejected": 0, "interactions": 36, "repeats": 108}
+    assert counts | expected == counts and "108 interactions stand for no row of their own" in told
+    assert {row.event for row in tables.read("interactions").collect()} == {"buy"}
+
+
 def test_items_and_users_with_attributes_and_every_refusal_counted(
     job: ModuleType, config: Any, tables: Tables, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +215,19 @@ def test_over_the_share_only_the_rejects_are_written(
     assert not any(tables.exists(name) for name in NAMES)
     (record,) = tables.read("runs").collect()
     assert record.verdict == "failed" and record.counts["rows_rejected"] == 1
+
+
+def test_a_night_that_fails_is_on_record_though_the_one_before_was_done(
+    job: ModuleType, config: Any, tables: Tables
+) -> None:
+    path = config({"interactions": "user_id,item_id,rating\nu,i,1\nu,j,2\n"})
+    assert job.main(["--config", path]) == 0
+    prepared = contents(tables, "interactions")
+    assert config({"interactions": "user_id,item_id,rating\nu,i,1\nu,j,x\n"}) == path
+    assert job.main(["--config", path]) == 8
+    (record,) = tables.read("runs").collect()
+    assert record.verdict == "failed" and "refused 1 of 2 rows" in record.message
+    assert contents(tables, "interactions") == prepared
 
 
 @pytest.mark.parametrize(

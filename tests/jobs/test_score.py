@@ -231,6 +231,14 @@ def test_what_was_staged_is_published_without_scoring_again(
     assert again == unbroken
 
 
+def test_staged_lists_that_somebody_deleted_are_scored_again(world: Path, capsys: Capture) -> None:
+    assert run(world, "--run-id", "first", "score.min_coverage=1.0") == 6
+    DeltaTable(str(world / "tables/top_n")).delete("run_id = 'first'")
+    assert run(world, "--run-id", "first") == 0
+    expect_lists(world)
+    capsys.readouterr()
+
+
 def test_settings_that_come_back_publish_their_lists_again(
     spark: SparkSession, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

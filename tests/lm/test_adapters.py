@@ -99,7 +99,7 @@ def test_only_the_adapter_the_head_and_the_biases_train(world, method, precision
     before = {name: value.clone() for name, value in own.model.named_parameters()}
     n_backbone = sum(value.numel() for value in own.model.backbone.parameters() if value.requires_grad)
     per_rank = adapters.n_parameters(load_backbone(world / "model"), AdapterConfig(method="lora", rank=1))
-    n_products, magnitudes = 12, 2 * (4 * 24 + 48 + 24)  # dora: a magnitude for each output
+    n_products, magnitudes = 12, 2 * (4 * 32 + 64 + 32)  # dora: a magnitude for each output
     expected = {"lora": 2 * per_rank, "dora": 2 * per_rank + magnitudes, "adalora": 3 * per_rank + 3 * n_products}
     assert n_backbone == expected[method]
     for step in own.steps():

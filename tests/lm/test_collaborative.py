@@ -181,15 +181,17 @@ def test_the_same_seed_gives_the_same_factors_and_another_start_goes_on():
     assert np.abs(kept.target[N_ITEMS - 1] - first.target[N_ITEMS - 1]).max() > 0  # a new item begins anew
 
 
-def test_an_item_that_no_list_may_hold_is_no_rival(monkeypatch: pytest.MonkeyPatch):
+def test_an_item_that_no_list_may_hold_is_neither_rival_nor_target(monkeypatch: pytest.MonkeyPatch):
     own, _ = checkerboard()
     is_drawable = np.arange(N_ITEMS) < 20
     module = factor_training._Module(
         own, LISTING, is_drawable, CollaborativeConfig(dimension=4), FactorTrainingConfig(dropout=0.0)
     )
     batch = own.batch(own.rows(4)[:8], n_history=10)
-    batch.labels[batch.targets >= 20] = 0.0
-    module.loss(batch, np.random.default_rng(1)).backward()
+    assert (batch.labels[batch.targets >= 20] > 0.5).any()  # liked once: to like it more would have no end
+    loss = module.loss(batch, np.random.default_rng(1))
+    assert loss > 0
+    loss.backward()
     assert module.offset.grad is not None and not module.offset.grad[20:].any()
     assert module.offset.grad[:20].all()
     monkeypatch.setattr(factor_training, "_DRAWN", 10)  # a draw stands for all of them

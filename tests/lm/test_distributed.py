@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from flmrec_spark.errors import EnvironmentFault
@@ -130,6 +132,26 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
     parameter = torch.nn.Parameter(torch.ones(2))
     World().sum_gradients([parameter])
     assert parameter.grad is None
+
+
+def test_the_others_wait_for_what_rank_0_does_alone_for_days(monkeypatch):
+    """gloo gives up after half an hour by default; factors of a large log, or a validation on a CPU, take longer."""
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def begun(*_: object, timeout: timedelta) -> None:
+        assert timeout >= timedelta(days=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dist, "init_process_group", begun)
+    with pytest.raises(KeyboardInterrupt), distributed.joined():
+        pass
 
 
 def test_half_of_torchrun_s_variables_are_not_enough(monkeypatch):

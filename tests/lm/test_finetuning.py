@@ -13,6 +13,7 @@ import torch
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError, ConfigError, InputError
 from flmrec_spark.lm import checkpoint, resume, trainer
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
@@ -125,12 +126,29 @@ def test_what_another_training_left_is_not_used(world, unbroken):
     assert_same(weights(world), unbroken)
 
 
+def test_a_call_that_stops_leaves_its_work_to_the_next_whatever_is_saved_besides(world):
+    config = tiny_config(world, finetune={"save_every": None, "validate_every": None})
+    assert finetune(config, stop_after=2) == {"status": "stopped", "step": 2, "rank": 0}
+    assert finetune(config, stop_after=1)["step"] == 3
+    assert finetune(config)["steps"] > 3
+
+
 def test_a_resumed_training_keeps_the_number_format_that_it_began_with(world, monkeypatch):
     config = tiny_config(world, finetune={"precision": "auto"})
     monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "fp32")
     finetune(config, stop_after=4)
     monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "bf16")
     assert finetune(config)["precision"] == "fp32"
+
+
+def test_so_does_one_with_an_adapter_whose_frozen_weights_bf16_would_round(world, monkeypatch):
+    load_backbone(world / "model").bfloat16().save_pretrained(world / "model")
+    config = tiny_config(world, finetune={"precision": "auto", "adapter": {"method": "lora", "rank": 2}})
+    monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "fp32")
+    first = finetune(config)["digest"]
+    finetune(config, force=True, stop_after=2)
+    monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "bf16")
+    assert finetune(config)["digest"] == first
 
 
 def test_a_damaged_resume_point_is_named_and_force_starts_anew(world):
@@ -292,7 +310,8 @@ def test_a_folder_that_is_no_checkpoint_is_refused_before_the_training(world, mo
     assert (world / "checkpoint/notes.txt").read_text() == "mine"
 
 
-def test_the_key_of_an_unreadable_resume_point_is_none(tmp_path):
-    assert resume.key_of(tmp_path) is None
-    (tmp_path / "progress.json").write_text("{")
-    assert resume.key_of(tmp_path) is None
+@pytest.mark.parametrize("content", [None, "{", "[1]", '{"step": 3}'])
+def test_an_unreadable_resume_point_is_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "progress.json").write_text(content)
+    assert resume.progress_of(tmp_path) == {}

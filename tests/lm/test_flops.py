@@ -11,7 +11,7 @@ from flmrec_spark.lm.model import Segment, SegmentedModel
 from tests.tiny import tiny_bert
 
 N_USER, N_ITEM, N_ITEMS = 9, 5, 7
-HIDDEN, INNER, N_LAYERS = 24, 48, 3
+HIDDEN, INNER, N_LAYERS = 32, 64, 3
 FORMS = [("layer", layer) for layer in range(N_LAYERS + 1)] + [("attention", N_LAYERS - 1)]
 
 

@@ -37,7 +37,7 @@ def test_a_vector_is_the_items_own_state_less_the_catalogues_mean(join, join_lay
     kernel = native.load(native.build()) if with_kernel else None
     model = segmented(join, join_layer)
     scorer = Scorer(model, catalog(), kernel=kernel)
-    vectors = ItemVectors(scorer.items.states).of(EVERY)
+    vectors = ItemVectors(scorer).of(EVERY)
     expected = alone(model)
     lengths = np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.abs(vectors - STEPS * expected / lengths).max() < 1.0
@@ -46,10 +46,10 @@ def test_a_vector_is_the_items_own_state_less_the_catalogues_mean(join, join_lay
 
 @pytest.mark.parametrize(("join", "join_layer"), WITH_STATES)
 def test_blocks_and_the_items_asked_with_it_change_no_bit(join, join_layer, monkeypatch):
-    states = Scorer(segmented(join, join_layer), catalog()).items.states
-    whole = ItemVectors(states).of(EVERY)
+    scorer = Scorer(segmented(join, join_layer), catalog())
+    whole = ItemVectors(scorer).of(EVERY)
     monkeypatch.setattr(module, "_BLOCK", 4)
-    in_blocks = ItemVectors(states)
+    in_blocks = ItemVectors(scorer)
     some = np.array([7, 0, 10])
     assert (in_blocks.of(some) == whole[some]).all()
     assert (in_blocks.of(EVERY) == whole).all()

@@ -6,7 +6,15 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, GPT2Config, GPT2Model, T5Config, T5Model
+from transformers import (
+    AutoModel,
+    GPT2Config,
+    GPT2Model,
+    ModernBertConfig,
+    ModernBertModel,
+    T5Config,
+    T5Model,
+)
 
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.lm import checkpoint
@@ -64,6 +72,19 @@ def test_a_layer_that_is_not_there_and_a_model_of_two_stacks_are_told():
     t5 = T5Model(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, vocab_size=40))
     with pytest.raises(ConfigError, match=r"got a model with 2 stacks of layers, expected one"):
         keep_layers(t5, [0])
+
+
+def test_layers_that_know_their_place_keep_it():
+    shape = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3}
+    modern = ModernBertModel(ModernBertConfig(**shape, intermediate_size=16, pad_token_id=0))
+    with pytest.raises(ConfigError, match=r"got \[1, 2\], expected 0 among them: ModernBERT's first has no norm"):
+        keep_layers(modern, [1, 2])
+    keep_layers(modern, [0, 2])
+    own = {"n_layer": 3, "n_embd": 12, "n_head": 2, "vocab_size": 40, "bos_token_id": 1, "eos_token_id": 1}
+    scaled = GPT2Model(GPT2Config(**own, scale_attn_by_inverse_layer_idx=True))
+    with pytest.raises(ConfigError, match=r"got \[0, 2\], expected the first ones, .* scaled by the layer's number"):
+        keep_layers(scaled, [0, 2])
+    keep_layers(scaled, [0, 1])
 
 
 def test_a_training_keeps_the_layers_and_writes_a_stock_model(world):

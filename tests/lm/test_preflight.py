@@ -55,7 +55,7 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(world, method):
     weights = list(own.model.backbone.parameters())
     n_all = sum(weight.numel() for weight in weights)
     n_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    pooler = 24 * 24 + 24  # is in the folder's architecture, but not loaded
+    pooler = 32 * 32 + 32  # is in the folder's architecture, but not loaded
     assert found.weights == pytest.approx(4 * (n_all + pooler))
     trained = n_trained + (pooler if method == "none" else 0)
     assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
@@ -97,7 +97,7 @@ def test_an_adapter_s_frozen_products_take_half_where_they_were_published_in_bf1
         config = tiny_config(world, finetune={"adapter": {"method": method, "rank": 2}})
         return estimate(config, shape_of(config), precision=precision).weights
 
-    plain, n_products = weights("lora", "fp32"), 2 * (4 * 24 * 24 + 2 * 24 * 48)
+    plain, n_products = weights("lora", "fp32"), 2 * (4 * 32 * 32 + 2 * 32 * 64)
     assert weights("lora", "bf16") == plain + 4 * n_products  # rounded for the users and for the items
     load_backbone(world / "model").bfloat16().save_pretrained(world / "model")
     assert weights("lora", "bf16") == plain - 2 * n_products

@@ -109,6 +109,14 @@ def test_the_texts_are_the_items_and_the_train_prompts_each_once(world):
     assert 6 < len(rows) <= 17 + n_train
 
 
+def test_a_model_with_collaborative_tokens_reads_texts_alone(world):
+    own = {"collaborative": {"dimension": 4, "tokens": True}}
+    done: Any = pretrain(
+        tiny_config(world, f"pretrain.output={world / 'pretrained'}", "pretrain.max_steps=2", model=own)
+    )
+    assert (done["status"], done["steps"]) == ("done", 2)
+
+
 def test_masked_tokens_are_asked_and_nothing_else_is():
     settings = PretrainConfig(mask_share=0.5)
     rows = TokenBlock(np.tile(TEXTS.ids[:1], (400, 1)), np.full(400, 5, dtype=np.int32))

@@ -55,15 +55,23 @@ def test_only_the_oldest_history_is_cut_and_the_cut_is_counted(history, user_tok
     segment = own.user({"age": 7}, history)
     assert segment is not None
     assert len(segment.ids) <= user_tokens
+    if not history:
+        return
+    texts = [own.template.render_entry(one.item, is_liked=one.is_liked, value=None) for one in history[:length]]
+    room = user_tokens - 2 - len(head)
+    fitting = [text for text in texts if n_tokens(text) <= room]  # others are longer than all the room there is
     kept = len(history) - segment.n_cut
-    assert 0 <= kept <= length
-    if history:
-        newest = [own.user({}, [entry]) for entry in history[:kept]]
-        expected = [token for entry in newest if entry is not None for token in entry.ids[1:-1]]
-        assert segment.ids == [TOKENIZER.cls_token_id, *head, *expected, TOKENIZER.sep_token_id]
-    if kept < min(len(history), length):  # the next older entry would not have fitted
-        text = own.template.render_entry(history[kept].item, is_liked=history[kept].is_liked, value=None)
-        assert len(segment.ids) + n_tokens(text) > user_tokens
+    assert 0 <= kept <= len(fitting)
+    expected = [token for text in fitting[:kept] for token in TOKENIZER(text, add_special_tokens=False)["input_ids"]]
+    assert segment.ids == [TOKENIZER.cls_token_id, *head, *expected, TOKENIZER.sep_token_id]
+    if kept < len(fitting):  # the next older entry would not have fitted
+        assert len(segment.ids) + n_tokens(fitting[kept]) > user_tokens
+
+
+def test_an_entry_longer_than_all_the_room_hides_no_older_one():
+    segment = segmenter(user_tokens=2 + 8 + 6).user({}, [liked("x" * 40), liked("ab"), liked("y" * 40)])
+    assert segment is not None
+    assert (words(segment.ids), segment.n_cut) == ("[CLS] liked ab ; [SEP]", 2)
 
 
 def test_an_entry_is_kept_whole_or_not_at_all():

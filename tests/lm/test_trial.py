@@ -94,6 +94,15 @@ def test_lists_that_lose_likes_lead_to_the_next_format(bundle: Path, monkeypatch
     assert choose(bundle, monkeypatch, {"fp32": 1e11, "broken": 9e11}).precision == "fp32"
 
 
+def test_bytes_are_not_tried_of_a_model_that_has_no_layer_for_them(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "can_quantize", lambda backbone: False)
+    monkeypatch.setitem(precision.DTYPES, "half", torch.float32)
+    found = choose(bundle, monkeypatch, {"fp32": 1e11, "int8": 9e11, "half": 4e11})
+    assert found.precision == "half" and "; int8 none of the model's layers; half lists 1.000" in found.reason
+
+
 def test_bf16_is_compared_as_it_scores(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = choose(bundle, monkeypatch, {"fp32": 1e11, "bf16": 4e11})
     sample = trial._Sample(bundle, USERS, {"packed": False, "device": "cpu", "kernel": None})

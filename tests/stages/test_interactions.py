@@ -13,7 +13,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import PrepareConfig, Source
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.stages.interactions import clean_interactions
-from flmrec_spark.stages.rejects import CONTENT, REFUSED, accepted, rejects
+from flmrec_spark.stages.rejects import CONTENT, REFUSED, REPEATED, accepted, rejects
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.sources import MALFORMED
 
@@ -115,6 +115,35 @@ def test_of_one_user_item_and_time_the_highest_value_is_kept(spark: SparkSession
         ("u", "other", 10, 4.0, exact),
         ("u", "same", 10, 3.0, exact),
     ]
+
+
+def test_what_happened_several_times_in_a_moment_is_a_repeat_and_nobody_refuses_it(spark: SparkSession) -> None:
+    log = [("u", "i", event, "10") for event in ("view", "view", "buy", "view")]
+    log += [("u", "i", "view", "11"), ("u", "j", "view", "10"), ("u", "i", None, "10")]
+    tagged = clean_interactions(
+        given(spark, "user_id item_id event timestamp", log), config(event_values={"view": 1, "buy": 3}), items=None
+    )
+    kept = sorted((row.item_id, row.timestamp.second, row.event) for row in accepted(tagged).collect())
+    assert kept == [("i", 10, "buy"), ("i", 11, "view"), ("j", 10, "view")]
+    refused = rejects(tagged, run_id="r", job="prepare", source="interactions").collect()
+    assert [(row.reason, json.loads(row.content)["user_id"]) for row in refused] == [("no rating or event", "u")]
+    assert [row[CONTENT] for row in tagged.collect() if row[REFUSED] == REPEATED] == [None] * 3
+
+
+def test_of_plain_pairs_and_of_ratings_beside_events_only_ratings_are_duplicates(spark: SparkSession) -> None:
+    pairs = clean_interactions(given(spark, "user_id item_id", [("u", "i")] * 3), config(), items=None)
+    assert sorted(str(row[REFUSED]) for row in pairs.collect()) == ["None", REPEATED, REPEATED]
+    rows = [("u", "i", "4", None), ("u", "i", "2", "view"), ("u", "i", None, "view"), ("u", "i", None, "buy")]
+    worth = config(event_values={"view": 1, "buy": 5})
+    mixed = clean_interactions(given(spark, "user_id item_id rating event", rows), worth, items=None)
+    found = {(row.rating, row.event): row[REFUSED] for row in mixed.collect()}
+    conflicting = "conflicting duplicate"
+    assert found == {
+        (4.0, None): conflicting,
+        (2.0, "view"): conflicting,
+        (None, "view"): REPEATED,
+        (None, "buy"): None,
+    }
 
 
 def test_refused_rows_do_not_count_as_duplicates(spark: SparkSession) -> None:
