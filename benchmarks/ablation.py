@@ -163,7 +163,7 @@ def _training(arguments: argparse.Namespace, arm: Arm, seed: int, folder: Path, 
     settings = [*arguments.overrides, *arm.settings, f"checkpoint={_place(folder, arm.name, seed)}"]
     if arm.teacher is not None:
         settings.append(f"finetune.teacher={_place(folder, arm.teacher, seed)}")
-    threads = arguments.threads // min(arguments.workers, len(arguments.seeds)) or 1
+    threads = max(1, arguments.threads // arguments.workers)
     own = (*settings, f"finetune.seed={seed}")
     return Training(arguments.config, own, arguments.users, arm.lists, device, threads)
 

@@ -126,7 +126,8 @@ def own_row(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
         item_tokens=arguments.item_tokens,
     ).to(device)
     bias, flat = BiasTerms(None, None), np.zeros(len(data.items), dtype=np.float32)
-    config = FinetuneConfig(learning_rate=arguments.learning_rate, negatives=0, ranking_weight=0.0)
+    rate = arguments.learning_rate
+    config = FinetuneConfig(learning_rate=rate, head_learning_rate=rate, negatives=0, ranking_weight=0.0)
     optimizer = training.optimizer(model, bias, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     orders = [np.random.default_rng(epoch).permutation(data.n_train) for epoch in range(arguments.epochs)]
@@ -217,7 +218,8 @@ def stock_row(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
         )
         trainer = StockTrainer(model, settings, train_dataset=Pairs(data, range(data.n_train)), data_collator=collated)
         started = time.perf_counter()
-        trainer.train()
+        with training.attention("cpu" if settings.use_cpu else "cuda"):  # on a CPU the faster one for the backward pass
+            trainer.train()
         spent = time.perf_counter() - started
         found = trainer.predict(Pairs(data, range(data.n_train, len(data.asked))))
     return row_of("transformers Trainer, one row per pair", arguments, data, spent, found.predictions)

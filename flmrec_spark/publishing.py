@@ -11,7 +11,6 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.errors import AuditError
 from flmrec_spark.job import Job
-from flmrec_spark.ship import listable
 from flmrec_spark.stages import audit, top_n
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, rejects
 from flmrec_spark.tables import schemas
@@ -20,10 +19,10 @@ from flmrec_spark.tables.delta import run_predicate
 log = logging.getLogger("flmrec")
 
 
-def count(job: Job, staged: DataFrame, prompts: DataFrame, refused_items: DataFrame) -> None:
-    """Counts what `judge` looks at."""
+def count(job: Job, staged: DataFrame, prompts: DataFrame, listed: DataFrame, refused_items: DataFrame) -> None:
+    """Counts what `judge` looks at; `listed` are the item_id that the filter let through."""
     items, config = job.read("items"), job.config.score
-    allowed = listable(items, config.item_filter).join(refused_items, on=[c.ITEM_ID], how="left_anti")
+    allowed = listed.join(refused_items, on=[c.ITEM_ID], how="left_anti")
     lists: tuple[DataFrame, ...] = (staged, prompts, allowed)
     counts = audit.list_counts(*lists, n=config.staged_n).collect()[0].asDict()
     shorter = audit.short_lists(*lists, n=config.staged_n).collect()[0].asDict() if counts.pop("not_full") else {}

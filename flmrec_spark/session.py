@@ -90,7 +90,10 @@ def seconds_since_launch(spark: SparkSession) -> float:
 
 
 def _embedded_catalog(conf: SparkConf, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise EnvironmentFault(f"catalog: {folder}: {fault.strerror}, expected a place for tables.metastore") from None
     url = f"jdbc:derby:;databaseName={folder};create=true"
     conf.set("spark.sql.catalogImplementation", "hive")
     conf.setIfMissing("spark.hadoop.javax.jdo.option.ConnectionURL", url)
@@ -117,8 +120,19 @@ def _expect_catalog(spark: SparkSession, tables: TablesConfig) -> None:
     try:
         spark.sql("SHOW DATABASES").collect()
     except (PySparkException, Py4JJavaError) as fault:
-        if "Another instance of Derby" in str(fault) or "XSDB6" in str(fault) or "HiveMetaStoreClient" in str(fault):
+        causes = _causes(fault)
+        if any("Another instance of Derby" in cause for cause in causes):
             raise EnvironmentFault(
                 f"catalog: {tables.metastore} is held by another process; the embedded catalog serves one at a time"
             ) from None
-        raise EnvironmentFault(f"catalog: {spark_message(fault)}") from None
+        raise EnvironmentFault(f"catalog: {tables.metastore or 'of the cluster'}: {causes[-1]}") from None
+
+
+def _causes(fault: PySparkException | Py4JJavaError) -> list[str]:
+    """What the JVM tells of a failure, from the outermost to the root; Hive's own words are the same for all."""
+    cause = fault.java_exception if isinstance(fault, Py4JJavaError) else getattr(fault, "_origin", None)
+    told = [spark_message(fault)]
+    while cause is not None:
+        told.append(str(cause.getMessage() or cause.toString()))
+        cause = cause.getCause()
+    return told

@@ -63,6 +63,8 @@ def fit_models(
     Raises:
       InputError: as `world_of`.
     """
+    if not names:
+        return Models(shipped, None, [], None)
     with timed("collect"):
         world = prepared.world(history_splits)
     fitted = fit_all(names, world, tools, timed=timed)

@@ -157,7 +157,7 @@ def hybrid(
         with timed("fit hybrid"):
             stacked = settled if ship_all is None else _like(ship_all(), settled)
             models = with_stack(models, prepared, shipped=stacked, tools=tools, partitions=partitions)
-        assert models.stackers is not None
+        assert models.stackers is not None and models.packed is not None
         diverse = None if diversity is None else Diverse(diversity, n)
         both = lists_of_both(prompts, settled, models.packed, models.stackers.ranking, n=n, diverse=diverse)
         return both.where(F.col(MODEL) == (diversified(HYBRID) if diverse else HYBRID)).drop(MODEL)

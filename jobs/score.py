@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from pyspark import StorageLevel
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -24,7 +25,7 @@ from flmrec_spark import dry_run, publishing, scoring
 from flmrec_spark.config import Config
 from flmrec_spark.errors import ConfigError, ConflictError, InputError
 from flmrec_spark.job import Job, run
-from flmrec_spark.ship import load_libraries, ship
+from flmrec_spark.ship import listable, load_libraries, ship
 from flmrec_spark.stacking import Prepared
 from flmrec_spark.stages import top_n
 from flmrec_spark.stages.hybrid import FLM
@@ -34,6 +35,7 @@ from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, recommender
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 from flmrec_spark.tables.sources import MALFORMED, read_source
+from flmrec_spark.tables.spark_errors import spark_message
 
 log = logging.getLogger("flmrec")
 
@@ -62,6 +64,7 @@ def score(job: Job) -> None:
         _name_tables(job)
         return
     with ExitStack() as kept:
+        listed = _listed(job, kept)
         found = _recommender(job)
         prompts = _prompts(job, found, candidates, kept)
         metadata = {**job.metadata(), "fingerprint": made_of, "strategy": job.config.score.strategy}
@@ -75,7 +78,7 @@ def score(job: Job) -> None:
         staged = job.tables.read("top_n").where(run_predicate(job.run_id))
         refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
         with job.timed("write", "audit"):
-            publishing.count(job, staged, prompts, refused_items)
+            publishing.count(job, staged, prompts, listed, refused_items)
         with job.timed("write", "rejects"):
             publishing.write_rejects(job, staged, refused_items)
         publishing.judge(job)
@@ -169,6 +172,16 @@ def _ship(job: Job, item_filter: str | None) -> Shipped:
     return shipped
 
 
+def _listed(job: Job, kept: ExitStack) -> DataFrame:
+    """Items that may be listed now: a filter such as `until_day >= current_date()` may say otherwise at the audit."""
+    items = listable(job.read("items"), job.config.score.item_filter).select(c.ITEM_ID)
+    if job.config.score.item_filter is not None:
+        items = items.persist(StorageLevel.MEMORY_AND_DISK)
+        kept.callback(items.unpersist)
+        items.count()
+    return items
+
+
 def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: ExitStack) -> DataFrame:
     """Rows of `user_prompts`, which are planned, scored and audited, and made once."""
     with job.timed("score", "prompts"):
@@ -195,11 +208,14 @@ def _name_tables(job: Job) -> None:
     for name in (*scoring.INPUTS, "top_n", "recommendations"):
         job.tables.register(name)
     recommendations, items = job.tables.reference("recommendations"), job.tables.reference("items")
-    job.tables.create_view(
-        "recommendations_with_titles",
+    query = (
         f"SELECT r.user_id, r.rank, i.title, r.score, r.probability, r.item_id, r.has_history, r.run_id "
-        f"FROM {recommendations} r LEFT JOIN {items} i ON r.item_id = i.item_id",
+        f"FROM {recommendations} r LEFT JOIN {items} i ON r.item_id = i.item_id"
     )
+    try:
+        job.tables.create_view("recommendations_with_titles", query)
+    except PySparkException as fault:  # some catalogs have no views; the lists are published all the same
+        log.warning("score: no view recommendations_with_titles: %s", spark_message(fault))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,18 @@ IVY_SETTINGS = """<ivysettings>
 """
 
 
+OURS = "# by scripts/setup"
+# Another Spark or Python of the caller's shell must not answer in this one's place; as scripts/environment.sh has it.
+FOREIGN = (
+    "PYTHONHOME",
+    "SPARK_HOME",
+    "SPARK_CONF_DIR",
+    "PYSPARK_PYTHON",
+    "PYSPARK_DRIVER_PYTHON",
+    "PYSPARK_SUBMIT_ARGS",
+)
+
+
 class Fault(Exception):
     """What the machine lacks, in one line."""
 
@@ -55,6 +67,11 @@ def main() -> int:
             bring_up_to_date(java)
     except Fault as fault:
         print(f"scripts/setup: {fault}", file=sys.stderr)
+        return 5
+    except PermissionError as fault:
+        print(
+            f"scripts/setup: {fault.filename}: no right to write there, expected a folder of one's own", file=sys.stderr
+        )
         return 5
     except KeyboardInterrupt:
         print("scripts/setup: interrupted; the next call repairs it", file=sys.stderr)
@@ -118,6 +135,7 @@ def bring_up_to_date(java: str) -> None:
         MARKER.unlink()  # pip undoes what it could not finish
         raise
     MARKER.unlink()
+    add_to_activate(f"unset {' '.join(FOREIGN)}")
     place_jars()
     share_classes()
     STAMP.write_text(json.dumps(wanted))
@@ -126,7 +144,7 @@ def bring_up_to_date(java: str) -> None:
 
 def stamp(java: str) -> dict[str, str]:
     """What an environment depends on; one made from other values is not up to date."""
-    version = "".join(line for line in java.splitlines() if not line.startswith("NOTE:"))
+    version = "".join(line for line in java.splitlines() if not line.startswith(("NOTE:", "Picked up ")))
     digest = hashlib.sha256()
     for name in INPUTS:
         digest.update(Path(name).read_bytes())
@@ -142,8 +160,10 @@ def read_stamp() -> dict[str, str]:
 
 
 def works(python: Path) -> bool:
+    """Whether it runs, in an environment of its own and of this very version: no package of another one is of use."""
+    asked = f"import sys; sys.exit(sys.prefix == sys.base_prefix or sys.version_info[:2] != {sys.version_info[:2]})"
     try:
-        return subprocess.run([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]).returncode == 0
+        return subprocess.run([python, "-c", asked]).returncode == 0
     except OSError:
         return False
 
@@ -213,10 +233,16 @@ def share_classes() -> None:
         part.unlink(missing_ok=True)
         print(f"scripts/setup: Spark starts without the archive: {fault}", file=sys.stderr)
         return
-    activate = VENV / "bin/activate"
-    lines = [line for line in activate.read_text().splitlines() if str(CLASSES.name) not in line]
     option = f'\\"-XX:SharedArchiveFile=$VIRTUAL_ENV/{CLASSES.name}\\" {NO_WORD}'
-    activate.write_text("\n".join([*lines, f'export SPARK_SUBMIT_OPTS="{option}" # by scripts/setup', ""]))
+    add_to_activate(f'export SPARK_SUBMIT_OPTS="${{SPARK_SUBMIT_OPTS:-}} {option}"')
+
+
+def add_to_activate(line: str) -> None:
+    """Has `source .venv/bin/activate` run one more line, in place of the one that began with the same word."""
+    activate, word = VENV / "bin/activate", line.split()[0]
+    lines = activate.read_text().splitlines()
+    kept = [other for other in lines if not (other.endswith(OURS) and other.split()[0] == word)]
+    activate.write_text("\n".join([*kept, f"{line} {OURS}", ""]))
 
 
 def jar_name(coordinates: str) -> str:

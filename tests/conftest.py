@@ -39,7 +39,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that a job makes for itself, with an embedded catalog in a temporary folder.
 
     Worlds of some dozen rows need no more partitions than these, and every one costs time; so does Java that Spark
-    writes and compiles for each query, where a fifth of the time goes: here it interprets the same plans. Tests that
+    writes and compiles for each query, where a fifth of the time goes, and plans that are made anew after each stage,
+    where a seventh goes: here it interprets the plans as they are. Tests that
     start Spark in a process of its own, such as test_score_processes, leave it as it comes.
     """
     settings = {
@@ -47,6 +48,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.codegen.wholeStage": "false",
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.adaptive.enabled": "false",
     }
     few = " ".join(f"--conf {key}={value}" for key, value in settings.items())
     os.environ.setdefault("PYSPARK_SUBMIT_ARGS", f"{few} pyspark-shell")

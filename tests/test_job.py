@@ -256,6 +256,17 @@ def test_a_catalog_that_another_process_holds_is_named(
     assert "\tat " not in done.stderr
 
 
+def test_a_catalog_that_cannot_be_made_is_not_said_to_be_held(
+    outside: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    done = outside(RUN_HELD.format(held=str(tmp_path / "file" / "metastore")))
+    assert done.returncode == 5, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "EnvironmentFault: catalog: " in last and "held by another" not in last
+    assert f"{tmp_path}/file/metastore" in last
+
+
 RUN_HELD = """
 import sys
 from flmrec_spark.config import TablesConfig

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -108,6 +109,46 @@ def test_java_finds_the_classes_of_spark_in_the_archive_of_setup(tmp_path: Path)
     classes = [line for line in log.read_text().splitlines() if " org.apache.spark.deploy.SparkSubmit " in line]
     assert classes
     assert all("shared objects file (top)" in line for line in classes)
+
+
+def test_setup_makes_a_new_environment_where_another_python_has_left_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    install = script("install")
+    assert install.works(Path(sys.executable))
+    monkeypatch.setattr(install.sys, "version_info", (3, 10, 2))
+    assert not install.works(Path(sys.executable))
+
+
+def test_setup_does_not_take_what_java_says_of_its_options_for_another_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    install = script("install")
+    monkeypatch.chdir(ROOT)
+    java = 'openjdk version "17.0.15" 2025-04-15\n'
+    told = ("NOTE: Picked up JDK_JAVA_OPTIONS: -Xmx1g\n", "Picked up JAVA_TOOL_OPTIONS: -Xmx1g\n")
+    assert {install.stamp(word + java)["java"] for word in ("", *told)} == {java.strip()}
+
+
+def test_setup_without_the_right_to_write_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install = script("install")
+
+    def refused(java: str) -> None:
+        raise PermissionError(13, "Permission denied", ".venv/flmrec.stamp")
+
+    monkeypatch.setattr(install, "expect_java", lambda: "17")
+    monkeypatch.setattr(install, "bring_up_to_date", refused)
+    monkeypatch.setattr(install, "one_at_a_time", nullcontext)
+    assert install.main() == 5
+    assert capsys.readouterr().err == (
+        "scripts/setup: .venv/flmrec.stamp: no right to write there, expected a folder of one's own\n"
+    )
+
+
+def test_activate_lets_no_other_spark_answer_and_keeps_the_options_of_the_shell() -> None:
+    activate = Path(sys.executable).parent / "activate"
+    foreign = {"SPARK_HOME": "/opt/other", "PYSPARK_PYTHON": "/opt/python", "SPARK_SUBMIT_OPTS": "-Dmine=1"}
+    asked = f'. "{activate}"; echo "${{SPARK_HOME:-none}} ${{PYSPARK_PYTHON:-none}} $SPARK_SUBMIT_OPTS"'
+    found = subprocess.run(["bash", "-c", asked], env={**os.environ, **foreign}, capture_output=True, text=True)
+    assert found.stdout.startswith("none none -Dmine=1 ")
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import platform
 import shlex
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor
 
 from flmrec_spark.lm.cpu_flags import TILES, cpu_flags
+
+log = logging.getLogger("flmrec")
 
 _SOURCES = [str(Path(__file__).parent / name) for name in ("kernel.c", "layer.c")]
 _V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
@@ -108,10 +111,14 @@ def bundled_name(level: str) -> str:
 
 
 def load(built: Built | None) -> Kernel | None:
-    """The kernel, or None when there is no library or this CPU lacks what it needs."""
+    """The kernel, or None when there is no library, it may not run where it lies, or this CPU lacks what it needs."""
     if built is None or platform.machine() != "x86_64" or not LEVELS[built.level][0] <= cpu_flags():
         return None
-    return Kernel(ctypes.CDLL(str(built.file)))
+    try:
+        return Kernel(ctypes.CDLL(str(built.file)))
+    except OSError as fault:  # such as a folder that is mounted noexec
+        log.warning("the kernel in C is not used, which makes scoring slower: %s", fault)
+        return None
 
 
 class Kernel:

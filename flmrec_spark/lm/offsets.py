@@ -22,6 +22,7 @@ class Offsets:
 
     user: Floats  # (U,)
     item: Floats  # (N,)
+    level: float  # of all
     variances: tuple[float, float]  # of users' offsets and of items'
 
 
@@ -49,7 +50,8 @@ def fit_offsets(users: Any, items: Any, liked: Any, *, n_users: int, n_items: in
         if max(moved) < _TOLERANCE:
             break
     item, user = sides
-    return Offsets(user.offsets.astype(np.float32), item.offsets.astype(np.float32), (user.variance, item.variance))
+    offsets = user.offsets.astype(np.float32), item.offsets.astype(np.float32)
+    return Offsets(*offsets, level, (user.variance, item.variance))
 
 
 class _Side:

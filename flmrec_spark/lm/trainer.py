@@ -73,6 +73,8 @@ class Trainer:
             config, data.segmenter, n_factors=0 if self.factors is None else self.factors.train.width
         )
         self.start = self._offsets(prepared, [c.TRAIN]) if config.model.bias_terms else None
+        if self.start is not None and config.model.head == "linear":  # what the offsets are relative to
+            self.model.rating.offset.data.fill_(self.start.level)
         self.bias = training.BiasTerms(*(None, None) if self.start is None else (self.start.user, self.start.item))
         self.shown = self._shown(prepared)
         items, texts = (None, None) if self.shown is None else (self.shown.items, self.shown.texts)
@@ -104,6 +106,7 @@ class Trainer:
         self.validation_of_best: Validation | None = None
         self.n_worse = 0
         self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []  # of the steps since the last validation
 
     def _shown(self, prepared: Prepared) -> factor_stage.TrainingFactors | None:
         """The factors of the train split; the items' segments hold them from now on where the model has such tokens."""
@@ -185,7 +188,8 @@ class Trainer:
         self.step += 1
         if self.adapter:
             self.adapter.after_step(self.step)
-        return self.world.sum(total)
+        self.losses.append(self.world.sum(total))
+        return self.losses[-1]
 
     def _backward(self, part: Step, whole: Step) -> float:
         """Adds the gradients of a part of a step; returns its share of the loss."""
@@ -227,8 +231,13 @@ class Trainer:
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Notes a validation; true when its metric is the best so far."""
         name = self.config.finetune.early_stopping.metric
+        if np.isnan(metrics[name]) and not np.isnan(metrics["ndcg"]):  # a log of purchases alone has one label
+            log.warning("finetune: %s is not defined on the valid split: it is stopped early by ndcg", name)
+            name = "ndcg"
         value = metrics[name] * (-1 if name in _LOWER_IS_BETTER else 1)
-        self.history.append({"step": self.step, **metrics})
+        loss = {"loss": float(np.mean(self.losses))} if self.losses else {}
+        self.history.append({"step": self.step, **metrics, **loss})
+        self.losses.clear()
         if np.isnan(value):
             log.warning("finetune: %s is not defined on the valid split: no early stopping, the last weights win", name)
         better = self.best is None or value > self.best or np.isnan(self.best)
@@ -236,8 +245,14 @@ class Trainer:
         return better
 
     def save(self, folder: Path, key: str) -> None:
-        progress = {"step": self.step, "best": self.best, "n_worse": self.n_worse, "history": self.history, "key": key}
-        progress["precision"] = self.precision
+        progress: dict[str, object] = {
+            "step": self.step,
+            "best": self.best,
+            "n_worse": self.n_worse,
+            "history": self.history,
+            "key": key,
+        }
+        progress |= {"precision": self.precision, "losses": self.losses}
         resume.save_state(folder, self.modules, self.optimizer, progress, self.adapter.state() if self.adapter else {})
 
     def resume(self, folder: Path, key: str) -> None:
@@ -248,4 +263,5 @@ class Trainer:
                 self.adapter.load_state(extra)
             self.step, self.n_worse = int(progress["step"]), int(progress["n_worse"])  # type: ignore[call-overload]
             self.best, self.history = progress["best"], progress["history"]  # type: ignore[assignment]
+            self.losses = progress["losses"]  # type: ignore[assignment]
             log.info("finetune: resumed at step %d of %d", self.step, self.n_steps)

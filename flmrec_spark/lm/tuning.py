@@ -81,8 +81,11 @@ def open_search(config_file: str, overrides: Sequence[str] = ()) -> tuple[Config
         study_name=name[:12],
         storage=f"sqlite:///{folder / 'trials.db'}",
         direction="minimize" if config.tune.metric in _LOWER_IS_BETTER else "maximize",
-        sampler=optuna.samplers.TPESampler(seed=config.tune.seed),
         load_if_exists=True,
+    )
+    # A sampler draws from its beginning: one of the same seed would ask again what a search before this one has tried.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=config.tune.seed + 1_000_003 * len(study.get_trials(deepcopy=False))
     )
     return config, Search(study, config_file, tuple(overrides), folder)
 

@@ -16,6 +16,7 @@ from flmrec_spark.lm.blending import (
     Blend,
     Bools,
     Calibration,
+    ListBlend,
     Scores,
     fit_calibration,
     fit_list_blend,
@@ -99,14 +100,19 @@ class Validation:
         parts = self.drawn.take(drawn)
         rating = calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
         told = rating, parts.head, parts.listing, self.is_relevant[drawn], self.weights[drawn], parts.is_new
-        return Blend(calibration, fit_list_blend(*told) or given.listing)
+        return Blend(calibration, fit_list_blend(*told) or given.listing or self._untold())
+
+    def _untold(self) -> ListBlend | None:
+        """What was learned of lists, as it was learned, where none was asked for, as of the stock pair on a CPU."""
+        is_plain = self.asked.has_listing and not len(self.weights)
+        return ListBlend(rating=0.0, head=1.0, factors=1.0) if is_plain else None
 
     def _as_trained(self) -> Blend:
         """On all rows, with one weight for the sum of a rating's parts, and one for that of a list's."""
         whole = fit_calibration(self.asked.plain_rating(), None, self.labels > 0.5)
         calibration = Calibration(whole.slope, whole.intercept, factors=whole.slope)
         if not self.drawn.has_listing:
-            return Blend(calibration, None)
+            return Blend(calibration, self._untold())
         rating = calibration.log_odds(self.drawn.plain_rating())
         told = rating, self.drawn.plain_listing(), None, self.is_relevant, self.weights, self.drawn.is_new
         listing = fit_list_blend(*told)

@@ -168,6 +168,12 @@ def _scorer(
     )
 
 
+def use_device(device: str) -> None:
+    """Makes a GPU the current one: Triton launches on that, and events without a stream are of it."""
+    if device != "cpu":
+        torch.cuda.set_device(device)
+
+
 def device_of(addresses: Sequence[str] | None, visible: str | None) -> str:
     """The torch device of a task.
 

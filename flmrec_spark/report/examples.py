@@ -28,7 +28,7 @@ class Listed:
 class ExampleUser:
     """Titles alone: no user_id and no item_id."""
 
-    n_history: int
+    n_history: int  # of which the page shows the newest
     history: Sequence[tuple[str, bool]]  # newest first: title, liked
     listed: Sequence[Listed]
     liked_later: Sequence[str]
@@ -55,6 +55,8 @@ def collect_examples(
     drawn = draw_users(interactions.where(c.IS_LIKED), split=split, max_users=n_users, seed=seed)
     asked = users.join(drawn, c.USER_ID, "left_semi")
     prompts = user_prompts(asked, interactions, splits=history_splits, history_length=history_length, exclude_seen=True)
+    known = interactions.where(F.col(c.SPLIT).isin(*history_splits)).join(drawn, c.USER_ID, "left_semi")
+    sizes = {row[c.USER_ID]: row["count"] for row in known.groupBy(c.USER_ID).count().collect()}
     rows = held_out(interactions, drawn, split=split, history_splits=history_splits)
     own, listed, later = (
         frame.toArrow().to_pylist() for frame in (prompts.select(c.USER_ID, c.HISTORY), lists_of(prompts), rows)
@@ -62,7 +64,7 @@ def collect_examples(
     shown = {row[c.ITEM_ID] for row in (*listed, *later, *(entry for row in own for entry in row[c.HISTORY]))}
     titled = items.where(F.col(c.ITEM_ID).isin(*shown)).select(c.ITEM_ID, c.TITLE).collect()
     titles = {row[c.ITEM_ID]: row[c.TITLE] for row in titled}
-    return example_users(sorted(own, key=lambda row: str(row[c.USER_ID])), listed, later, titles)
+    return example_users(sorted(own, key=lambda row: str(row[c.USER_ID])), listed, later, titles, sizes)
 
 
 def example_users(
@@ -70,11 +72,12 @@ def example_users(
     lists: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
     titles: Mapping[str, str],
+    sizes: Mapping[str, int],
 ) -> list[ExampleUser]:
     """Collected prompts (user_id, history), lists (user_id, rank, item_id, score) and held-out rows of some users.
 
-    `titles` by item_id; an item that has left the catalogue is shown by no title but a dash. Users without a list are
-    left out.
+    `sizes` of whole histories, by user_id. `titles` by item_id; an item that has left the catalogue is shown by no
+    title but a dash. Users without a list are left out.
     """
     found = []
     for prompt in prompts:
@@ -87,7 +90,9 @@ def example_users(
         listed = [Listed(_title(titles, row[c.ITEM_ID]), float(row[c.SCORE]), row[c.ITEM_ID] in later) for row in own]
         if listed:
             found.append(
-                ExampleUser(len(prompt[c.HISTORY]), history, listed, [_title(titles, item) for item in later][:_SHOWN])
+                ExampleUser(
+                    sizes.get(prompt[c.USER_ID], 0), history, listed, [_title(titles, item) for item in later][:_SHOWN]
+                )
             )
     return found
 

@@ -49,9 +49,13 @@ def speeds(
     """
     rates: dict[str, float] = {}
     for run in runs:
-        seconds, counts, checkpoint = run["seconds"].get("score"), run["counts"], run["inputs"].get("checkpoint")
-        if run["job"] == "score" and checkpoint and seconds and {"users", "items"} <= counts.keys():
-            rates[checkpoint] = max(rates.get(checkpoint, 0.0), counts["users"] * counts["items"] / seconds)
+        seconds, pairs, checkpoint = (
+            run["seconds"].get("score"),
+            run["counts"].get("pairs"),
+            run["inputs"].get("checkpoint"),
+        )
+        if run["job"] == "score" and checkpoint and seconds and pairs:  # none: its lists were scored by a run before it
+            rates[checkpoint] = max(rates.get(checkpoint, 0.0), pairs / seconds)
     found = {}
     for run in runs:
         checkpoint, quality = run["inputs"].get("checkpoint"), qualities.get(run[c.RUN_ID])

@@ -89,10 +89,11 @@ def _named(model: str, found: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, output: str) -> DataFrame:
-    profile, bundle = scores.profile_columns(users), shipped.bundle
+    # Not `shipped` itself: its resource profile cannot be pickled.
+    profile, bundle, usage = scores.profile_columns(users), shipped.bundle, shipped.usage
 
     def map_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        with shipped.usage.task() as meter:
+        with usage.task() as meter:
             worker, pack = bundle.worker(), packed.open()
             if not worker.catalogue.ids.equals(pack.ids):
                 raise ConflictError("items: the baselines and the checkpoint were sent with other ones; run again")

@@ -34,7 +34,7 @@ class Stackers:
 @dataclass(frozen=True)
 class Models:
     shipped: Shipped
-    packed: Packed
+    packed: Packed | None  # None: there is no baseline
     baselines: Sequence[str]  # as packed
     stackers: Stackers | None  # of flm and the baselines
     diverse: Diverse | None = None  # lists that are made beside the plain ones
@@ -87,7 +87,7 @@ def listed(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
     stacker = models.stackers.ranking if models.stackers else None
     found = _said(prompts, models, names, stacker, n=n, diverse=models.diverse)
     chosen = [name for name in names if name in models.plain.values()]
-    if models.diverse is not None and chosen:
+    if models.diverse is not None and models.packed is not None and chosen:
         by_baselines = lists(prompts, models.packed, names=chosen, n=models.diverse.n, diverse=True)
         found = found.union(_rows(by_baselines.withColumn(MODEL, F.lit(diversified(chosen[0])))))
     return found.drop(c.PROBABILITY)
@@ -102,11 +102,11 @@ def _said(
     n: int,
     diverse: Diverse | None = None,
 ) -> DataFrame:
-    if stacker is None and diverse is None:
+    if models.packed is None or (stacker is None and diverse is None):
         by_model = scores(prompts, models.shipped, n=n).withColumn(MODEL, F.lit(FLM))
     else:
         by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n, diverse=diverse)
-    if not names:
+    if models.packed is None or not names:
         return _rows(by_model)
     return _rows(by_model).union(_rows(lists(prompts, models.packed, names=names, n=n)))
 

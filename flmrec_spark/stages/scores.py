@@ -64,6 +64,7 @@ class Bundle:
         gpus = context.resources().get("gpu") if self.uses_gpu else None
         addresses = gpus.addresses if gpus is not None else [] if self.uses_gpu else None
         device = worker.device_of(addresses, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        worker.use_device(device)
         worker.use_threads(max(1, context.cpus()))
         return bundles.unpack(Path(SparkFiles.getRootDirectory()) / "flmrec", self.digest, self._open), device
 

@@ -223,3 +223,18 @@ def test_a_library_for_another_cpu_is_not_loaded(monkeypatch):
     monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"sse4_2"}))
     assert native.cpu_levels() == []
     assert native.load(Built("x86-64-v4", Path("never-opened.so"))) is None
+
+
+def test_a_library_that_may_not_run_where_it_lies_is_told_of_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = native.build()
+    if native.load(built) is None:
+        pytest.skip("no kernel here")
+
+    def refused(name: str) -> None:
+        raise OSError(f"{name}: failed to map segment from shared object")
+
+    monkeypatch.setattr(native.ctypes, "CDLL", refused)
+    assert native.load(built) is None
+    assert "the kernel in C is not used, which makes scoring slower: " in caplog.text

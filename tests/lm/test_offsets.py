@@ -32,6 +32,8 @@ def test_offsets_are_those_of_a_penalised_logistic_regression(seed, n_users, n_i
     liked = draw.random(n) < share
     got = fit_offsets(users, items, liked, n_users=n_users, n_items=n_items)
     expected_of = by_sklearn(users, items, liked, n_users, n_items, got.variances)
+    rest = got.level + got.user[users] + got.item[items]
+    assert (1 / (1 + np.exp(-rest))).mean() == pytest.approx((liked.sum() + 0.5) / (n + 1), abs=0.5 / n)
     for own, expected in zip((got.user, got.item), expected_of, strict=True):
         assert own.dtype == np.float32
         np.testing.assert_allclose(own, expected, atol=0.02)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flmrec_spark.config import FinetuneConfig
+from flmrec_spark.lm import training
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
@@ -50,3 +51,29 @@ def test_pairs_that_nothing_is_learned_from_are_not_computed(world):
     assert (alone.items == ranked.items[:, :n_targets]).all()
     assert FinetuneConfig(ranking_weight=0.0).n_negatives == 0
     assert FinetuneConfig(ranking_weight=0.0, teacher="folder").n_negatives == FinetuneConfig().negatives
+
+
+def test_logits_start_at_the_level_that_bias_terms_are_relative_to(world):
+    own = trainer(world)
+    assert own.start is not None
+    assert own.model.rating.offset.item() == pytest.approx(own.start.level) != 0.0
+    step = next(own.steps())
+    labels = torch.from_numpy(step.labels[step.is_observed])
+    logits, _ = training.step_logits(own.model.eval(), own.bias.eval(), step, own.data.catalog.tokens, bias_dropout=0.0)
+    shown = torch.sigmoid(logits.detach()[:, : step.labels.shape[1]][torch.from_numpy(step.is_observed)])
+    assert float(shown.mean()) == pytest.approx(float(labels.mean()), abs=0.2)
+
+
+def test_what_is_not_defined_where_all_is_liked_gives_way_to_the_lists(world, caplog):
+    own, nan = trainer(world), float("nan")
+    found = [own.is_best({"auc": nan, "uauc": nan, "log_loss": 0.3, "ndcg": ndcg}) for ndcg in (0.2, 0.4, 0.3)]
+    assert (found, own.n_worse, own.best) == ([True, True, False], 1, 0.4)
+    assert "uauc is not defined on the valid split: it is stopped early by ndcg" in caplog.text
+
+
+def test_the_loss_since_the_validation_before_is_in_the_history(world):
+    own = trainer(world)
+    own.losses += [0.5, 0.7]
+    for value in (0.6, 0.7):
+        own.is_best({"auc": value, "uauc": value, "log_loss": 0.3, "ndcg": value})
+    assert [one.get("loss") for one in own.history] == [pytest.approx(0.6), None]

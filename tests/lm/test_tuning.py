@@ -51,6 +51,13 @@ def test_a_second_call_adds_what_is_missing_and_trains_nothing_again(world, monk
     assert len(trained) == 1
 
 
+def test_a_search_that_goes_on_asks_nothing_twice(world, monkeypatch):
+    monkeypatch.setattr(tuning, "_judge", lambda config, search, trial: trial.suggest_float("x", 0.0, 1.0))
+    found = [[trial.params["x"] for trial in searched(config_file(world, trials=n)).trials] for n in (2, 4, 6)]
+    assert found[2][:4] == found[1] and found[1][:2] == found[0]
+    assert len(set(found[2])) == 6
+
+
 def test_a_trial_that_was_killed_is_run_again(world):
     _, search = tuning.open_search(config_file(world))
     search.study.ask()  # as a search leaves it that ends here

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flmrec_spark.lm import validation as module
-from flmrec_spark.lm.blending import Calibration, fit_calibration, fit_list_blend
+from flmrec_spark.lm.blending import Calibration, ListBlend, fit_calibration, fit_list_blend
 from flmrec_spark.lm.dataset import Catalog, Examples
 from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
@@ -181,6 +181,18 @@ def test_where_one_kind_is_rare_all_are_blended_alike_and_unmet_tastes_weigh_as_
     assert known.listing.factors == known.listing.head > 0
     assert judged(3, 40).blends() == (known, rest)
     assert judged(40, 3).blends() == (together, None)
+
+
+def test_where_no_list_was_asked_for_what_was_learned_of_lists_orders_them():
+    """The stock pair on a CPU: a validation of its lists would take hours."""
+    found = judged(500, 0)
+    none = replace(found, drawn=Parts(*[None] * 5), is_relevant=found.is_relevant[:0], weights=found.weights[:0])
+    none = replace(none, of_new=(none.of_new[0], none.of_new[1][:0]))
+    (blend, _), (usual, _) = none.blends(), found.blends()
+    assert blend.calibration == usual.calibration
+    assert blend.listing == ListBlend(rating=0.0, head=1.0, factors=1.0)
+    without = replace(none, asked=replace(none.asked, listing=None))
+    assert without.blends()[0].listing is None
 
 
 def test_users_without_history_of_one_label_have_the_probability_of_all():

@@ -199,3 +199,11 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(EnvironmentFault, match="CUDA_VISIBLE_DEVICES: got nothing"):
         worker.device_of(["0"], " ")
+
+
+def test_the_task_s_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cpu", "cuda:1"):
+        worker.use_device(device)
+    assert chosen == ["cuda:1"]

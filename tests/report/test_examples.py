@@ -35,7 +35,7 @@ def test_lists_come_by_rank_and_what_was_liked_later_by_moment() -> None:
         held("other", "c", 1, True),
     ]
     titles = {"a": "Alien", "b": "Brazil", "c": "Casablanca", "d": "D" * 200}
-    assert example_users(prompts, lists, rows, titles) == [
+    assert example_users(prompts, lists, rows, titles, {"ann": 2, "no list": 1}) == [
         ExampleUser(
             2,
             [("Alien", True), ("–", False)],
@@ -48,8 +48,8 @@ def test_lists_come_by_rank_and_what_was_liked_later_by_moment() -> None:
 def test_a_long_history_is_cut_and_counted() -> None:
     prompts = [{"user_id": "ann", "history": [entry(f"i{n}", True) for n in range(30)]}]
     lists = [{"user_id": "ann", "rank": 1, "item_id": "x", "score": 0.5}]
-    (found,) = example_users(prompts, lists, [], {f"i{n}": f"title {n}" for n in range(30)})
-    assert (found.n_history, found.history[0], len(found.history)) == (30, ("title 0", True), 12)
+    (found,) = example_users(prompts, lists, [], {f"i{n}": f"title {n}" for n in range(30)}, {"ann": 340})
+    assert (found.n_history, found.history[0], len(found.history)) == (340, ("title 0", True), 12)
 
 
 def test_every_metric_has_a_name_and_what_is_explained_exists() -> None:

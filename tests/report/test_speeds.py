@@ -19,7 +19,7 @@ def run(job: str, run_id: str, checkpoint: str, join: str = "layer", join_layer:
 
 
 def scored(run_id: str, checkpoint: str, seconds: float) -> Row:
-    counts = {"users": 10, "items": 200}
+    counts = {"users": 10, "items": 500, "pairs": 2000}  # the users were asked about some of the items
     return run("score", run_id, checkpoint, counts=counts, seconds={"score": seconds, "audit": 9.0})
 
 
@@ -27,7 +27,7 @@ RUNS = [
     scored("s1", "slow", 20.0),
     scored("s2", "fast", 2.0),
     scored("s3", "fast", 1.0),
-    run("score", "s4", "fast"),  # published again without scoring
+    run("score", "s4", "fast", counts={"users": 10, "items": 500}, seconds={"score": 0.01}),  # what was staged before
     {**scored("s5", "none", 0.1), "inputs": INPUTS},  # lists of a baseline
     run("evaluate", "e0", "slow", join_layer=0),
     run("evaluate", "e1", "slow", join_layer=0),

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
 import pytest
+from pyspark import cloudpickle
+from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -126,3 +129,17 @@ def test_a_stack_is_fitted_on_valid_and_sees_what_separates_it(
     # users like what those like who like the same; the checkpoint is of random weights
     for stacker in (stacked.stackers.rating, stacked.stackers.ranking):
         assert np.argmax(stacker.weights) == 1 + NAMES.index("item_knn")
+
+
+def test_what_travels_to_the_tasks_holds_no_resource_profile(
+    spark: SparkSession, shipped: Shipped, packed: Packed, prompts: DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that asks for a GPU has a lock and a handle of the JVM, which nothing can pickle."""
+    with_gpu = replace(shipped, profile=ResourceProfileBuilder().require(TaskResourceRequests().cpus(1)).build)
+    with pytest.raises((TypeError, PicklingError)):
+        cloudpickle.dumps(with_gpu)
+    sent = []
+    monkeypatch.setattr(type(prompts), "mapInArrow", lambda self, function, *_, **__: sent.append(function) or self)
+    hybrid.lists_of_both(prompts, with_gpu, packed, None, n=3)
+    hybrid.features(prompts, with_gpu, packed)
+    assert len(sent) == 2 and all(cloudpickle.dumps(function) for function in sent)

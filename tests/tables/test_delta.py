@@ -162,6 +162,26 @@ def test_a_root_of_any_shape_serves_by_path_and_by_name(spark: SparkSession, tab
     assert spark.table(tables.reference("recommendations")).select("run_id").distinct().collect()[0][0] == "two"
 
 
+@pytest.mark.parametrize(
+    ("root", "place"),
+    [
+        ("file:///lake", "/lake/items"),
+        ("file:/lake/", "/lake/items"),
+        ("s3a://bucket/lake/", "s3a://bucket/lake/items"),
+        ("dbfs:/lake", "dbfs:/lake/items"),
+    ],
+)
+def test_a_root_with_a_scheme_is_a_place_of_its_own(spark: SparkSession, root: str, place: str) -> None:
+    assert Tables(spark, TablesConfig(root=root)).place("items") == place
+
+
+def test_a_root_of_a_url_serves_by_path_and_by_name(spark: SparkSession, tables_config: TablesConfig) -> None:
+    tables = Tables(spark, TablesConfig(root=f"file://{tables_config.root}", database=tables_config.database))
+    for run_id in ("one", "two"):
+        tables.replace(RECOMMENDATIONS, lists(spark, TWO, run_id), {})
+    assert spark.table(tables.reference("recommendations")).select("run_id").distinct().collect()[0][0] == "two"
+
+
 def test_a_removed_folder_or_a_lost_catalog_entry_heals_with_the_next_write(
     spark: SparkSession, tables: Tables
 ) -> None:

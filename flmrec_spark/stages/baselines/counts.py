@@ -2,7 +2,7 @@
 
 With likes and n counted over the history, m the global mean (likes + 1) / (R + 2):
 
-popularity       ln(1 + interactions of the item)
+popularity       ln(1 + likes of the item)
 item_mean        P(liked | item) = (likes + 5 m) / (n + 5)
 user_mean        P(liked | user), likewise; it cannot order items, so it has no lists
 user_item_mean   P(liked | user, item) if user and item tell independently of each other (naive Bayes):
@@ -23,11 +23,11 @@ from flmrec_spark.stages.baselines.world import SHRINKAGE, Floats, User, World, 
 
 @dataclass(frozen=True)
 class Popularity:
-    counts: Floats  # [N]
+    likes: Floats  # [N]
     is_probability: ClassVar[bool] = False
 
     def scores(self, user: User) -> Floats:  # noqa: ARG002  the same for all
-        return np.asarray(np.log1p(self.counts))
+        return np.asarray(np.log1p(self.likes))
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,11 @@ class UserItemMean:
 
 
 def popularity(world: World) -> Popularity:
-    return Popularity(world.counts)
+    return Popularity(world.n_likes)
 
 
 def item_mean(world: World) -> ItemMean:
-    likes = np.bincount(world.items, weights=world.liked, minlength=len(world.item_ids))
-    return ItemMean(np.asarray(logit(world.shrunk_mean(likes, world.counts))))
+    return ItemMean(np.asarray(logit(world.shrunk_mean(world.n_likes, world.counts))))
 
 
 def user_mean(world: World) -> UserMean:

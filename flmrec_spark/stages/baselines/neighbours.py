@@ -27,7 +27,7 @@ NEIGHBOURS, COSINE_SHRINKAGE = 50, 20.0
 RIDGE = 200.0
 EASE_MAX_ITEMS = 10_000  # its matrix of items x items is inverted in the driver's memory: 1.6 GB at the limit
 BACK_OFF = 20.0
-_BLOCK_CELLS = 20_000_000  # similarities that are dense at one time
+_BLOCK_CELLS = 20_000_000  # similarities at one time, if every item is similar to every other
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ def item_knn(world: World) -> ItemKnn:
 
 def _nearest(likes: Any, norm: Floats, start: int, stop: int) -> Any:
     """Rows start..stop of the similarities, each with its nearest alone, equal ones by place: CSR (stop - start, N)."""
-    together = (likes[:, start:stop].T @ likes).toarray()
-    similar = together / (np.outer(norm[start:stop], norm) + COSINE_SHRINKAGE)
-    rows = np.arange(stop - start)
-    similar[rows, start + rows] = 0.0
-    order = np.argsort(-similar, axis=1, kind="stable")[:, :NEIGHBOURS]
-    values = np.take_along_axis(similar, order, axis=1)
+    together = (likes[:, start:stop].T @ likes).tocoo()
+    rows, columns = together.row, together.col
+    similar = together.data / (norm[start + rows] * norm[columns] + COSINE_SHRINKAGE)
+    other = rows + start != columns
+    rows, columns, similar = rows[other], columns[other], similar[other]
+    order = np.lexsort((columns, -similar, rows))
+    rows, columns, similar = rows[order], columns[order], similar[order]
+    firsts = np.searchsorted(rows, np.arange(stop - start))
+    is_near = np.arange(len(rows)) - firsts[rows] < NEIGHBOURS
     shape = (stop - start, len(norm))
-    kept = sparse.csr_matrix((values.ravel(), (np.repeat(rows, order.shape[1]), order.ravel())), shape=shape)
-    kept.eliminate_zeros()
-    return kept
+    return sparse.csr_matrix((similar[is_near], (rows[is_near], columns[is_near])), shape=shape)
 
 
 def ease(world: World) -> Ease:

@@ -43,6 +43,11 @@ class World:
         return np.bincount(self.items, minlength=len(self.item_ids)).astype(np.float64)
 
     @cached_property
+    def n_likes(self) -> Floats:
+        """Liked interactions of each item, [N]."""
+        return np.bincount(self.items[self.liked], minlength=len(self.item_ids)).astype(np.float64)
+
+    @cached_property
     def mean(self) -> float:
         """Share of liked interactions, (likes + 1) / (R + 2)."""
         return (float(self.liked.sum()) + 1.0) / (len(self.liked) + 2.0)

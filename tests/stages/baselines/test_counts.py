@@ -27,9 +27,10 @@ def logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def test_popularity_counts_interactions_liked_or_not() -> None:
+def test_popularity_counts_likes_and_a_mean_all_interactions() -> None:
+    """A list is judged by what is liked: who counts what was met stands below who counts what was liked."""
     assert WORLD.counts.tolist() == [4, 3, 3, 1, 1, 0]
-    assert counts.popularity(WORLD).scores(user_of(WORLD, "ann")) == pytest.approx(np.log1p([4, 3, 3, 1, 1, 0]))
+    assert counts.popularity(WORLD).scores(user_of(WORLD, "ann")) == pytest.approx(np.log1p([4, 2, 2, 1, 0, 0]))
 
 
 def test_means_are_shrunk_and_know_items_that_nobody_touched() -> None:
