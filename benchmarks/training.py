@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--model build/demo/model] [--tiny] [--json FILE]
 
-Both train all weights of the same backbone on the same pairs, with the same lengths, rate, weight decay, clipping and
-number format, for the same number of pairs; AUC is that of the same held-out pairs. Users like an item when both
-have the same hidden taste, which stands in the words of the item and of the user's history.
+Both train all weights of the same backbone on the same pairs, with the same lengths, rate, weight decay, clipping,
+number format and attention, for the same number of pairs; AUC is that of the same held-out pairs. Users like an item
+when both have the same hidden taste, which stands in the words of the item and of the user's history.
 """
 
 from __future__ import annotations

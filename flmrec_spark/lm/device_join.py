@@ -85,8 +85,11 @@ class DeviceJoin:
 def fits(model: SegmentedModel, n_tokens: int) -> bool:
     """Whether a model with items of so many tokens goes through `DeviceJoin`."""
     family = model.family
-    asking = n_tokens if model.keeps_tokens else 1
-    return model.join != "full" and isinstance(family, SelfJoined) and kernels.attends(family.head_size, asking)
+    asking, weight = n_tokens if model.keeps_tokens else 1, next(model.backbone.parameters())
+    limits: dict[str, Any] = {"itemsize": weight.itemsize, "shared_bytes": kernels.shared_bytes_of(weight.device)}
+    return (
+        model.join != "full" and isinstance(family, SelfJoined) and kernels.attends(family.head_size, asking, **limits)
+    )
 
 
 def use_device_layers(model: SegmentedModel) -> None:

@@ -9,6 +9,7 @@ a head, D hidden, V vectors. Triton needs powers of two: E is one, other sides a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,11 +19,26 @@ from torch import Tensor
 from flmrec_spark.lm import device_programs as programs
 
 _ROWS, _KEYS = 64, 64  # of a program's tile
+_STAGES = 3  # tiles of keys and of values that Triton keeps on their way
 
 
-def attends(head_size: int, n_tokens: int) -> bool:
-    """Whether heads of this size and items of so many tokens go through the two kernels."""
-    return 16 <= head_size <= 128 and head_size & (head_size - 1) == 0 and n_tokens <= _ROWS
+def attends(head_size: int, n_tokens: int, *, itemsize: int = 4, shared_bytes: float = math.inf) -> bool:
+    """Whether heads of this size and items of so many tokens go through the two kernels.
+
+    Args:
+      itemsize: bytes of a number of the states.
+      shared_bytes: what a program may have of the GPU's fast memory, see `shared_bytes_of`: heads of 128 in float32 ask
+        for more than most GPUs have.
+    """
+    is_tile = 16 <= head_size <= 128 and head_size & (head_size - 1) == 0 and n_tokens <= _ROWS
+    return is_tile and 2 * _STAGES * _KEYS * head_size * itemsize <= shared_bytes
+
+
+def shared_bytes_of(device: torch.device) -> float:
+    """Fast memory that a program may have on a device; no limit where nothing is known of one."""
+    if device.type != "cuda":
+        return math.inf
+    return float(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", math.inf))
 
 
 def attend_known(query: Tensor, own: Tensor, own_lse: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:

@@ -196,6 +196,11 @@ def test_heads_that_triton_has_no_tile_for_are_left_to_torch() -> None:
     assert not device_kernels.attends(48, 12)  # no power of two
     assert not device_kernels.attends(8, 12)  # less than a tile's side
     assert not device_kernels.attends(32, 65)  # an item would lie in two tiles
+    of_a10, of_h100 = 101_376, 232_448  # bytes
+    assert device_kernels.attends(64, 12, shared_bytes=of_a10) and device_kernels.attends(128, 12, shared_bytes=of_h100)
+    assert not device_kernels.attends(128, 12, shared_bytes=of_a10)
+    assert device_kernels.attends(128, 12, itemsize=2, shared_bytes=of_a10)
+    assert device_kernels.shared_bytes_of(torch.device("cpu")) == float("inf")
     assert not device_join.fits(model_of("bert", "full", 0), LONGEST)
 
 
