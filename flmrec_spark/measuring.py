@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.errors import InputError
 from flmrec_spark.job import Job
+from flmrec_spark.lm.checkpoint import read_metrics
 from flmrec_spark.stacking import HISTORY_LENGTH
 from flmrec_spark.stages import evaluation
 from flmrec_spark.stages.diversity import Diverse, checked, told
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.stages.user_prompts import user_prompts
+
+log = logging.getLogger("flmrec")
 
 HISTORY_SPLITS = {c.VALID: (c.TRAIN,), c.TEST: (c.TRAIN, c.VALID)}
 
@@ -74,6 +78,18 @@ def diverse_lists(job: Job) -> Diverse | None:
         return None
     job.versions["diversity"] = told(config)
     return Diverse(config, job.config.score.n)
+
+
+def tell_what_it_was_trained_on(job: Job) -> None:
+    """Another version of the interactions may hold out what this checkpoint has learned; a nightly one seldom does."""
+    of = read_metrics(job.config.checkpoint).get("tables", {}).get("interactions")
+    if of is not None and str(of) != job.inputs["interactions"]:
+        log.warning(
+            "evaluate: the checkpoint was trained on version %s of the table interactions and is measured on version "
+            "%s: where the splits were made otherwise, held-out rows may be among those that it has learned",
+            of,
+            job.inputs["interactions"],
+        )
 
 
 @contextmanager

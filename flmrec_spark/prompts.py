@@ -187,7 +187,7 @@ def as_text(value: object) -> str:
     if isinstance(value, float):
         if value.is_integer() and abs(value) < 2**53:
             return str(int(value))
-        return f"{value:.{max(6, len(str(int(value))) + 2) if abs(value) < 2**53 else 6}g}"
+        return f"{value:.{max(6, len(str(int(abs(value)))) + 2) if abs(value) < 2**53 else 6}g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(text for text in map(as_text, value) if text)
     return " ".join(str(value).split())

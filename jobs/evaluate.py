@@ -23,11 +23,10 @@ from pyspark.sql import functions as F
 from rich.console import Console
 
 from flmrec_spark import columns as c
-from flmrec_spark import files
+from flmrec_spark import files, measuring
 from flmrec_spark.bootstrap import Array
 from flmrec_spark.errors import InputError
 from flmrec_spark.job import Job, run
-from flmrec_spark.lm.checkpoint import read_metrics
 from flmrec_spark.measuring import HISTORY_SPLITS, Inputs, diverse_lists, inputs_of, kept_in_memory
 from flmrec_spark.report import stored
 from flmrec_spark.report.console import WIDTH, report
@@ -67,7 +66,7 @@ def evaluate(job: Job) -> None:
     with job.timed("ship"):
         items, users = job.read("items"), job.read("users")
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
-        _tell_what_it_was_trained_on(job)
+        measuring.tell_what_it_was_trained_on(job)
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
     diverse = diverse_lists(job)
@@ -169,18 +168,6 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     except InputError as fault:
         log.warning("evaluate: %s; the hybrid is left out", fault)
         return models
-
-
-def _tell_what_it_was_trained_on(job: Job) -> None:
-    """Another version of the interactions may hold out what this checkpoint has learned; a nightly one seldom does."""
-    of = read_metrics(job.config.checkpoint).get("tables", {}).get("interactions")
-    if of is not None and str(of) != job.inputs["interactions"]:
-        log.warning(
-            "evaluate: the checkpoint was trained on version %s of the table interactions and is measured on version "
-            "%s: where the splits were made otherwise, held-out rows may be among those that it has learned",
-            of,
-            job.inputs["interactions"],
-        )
 
 
 def _tell_what_is_missing(models: Models, against: str | None) -> None:

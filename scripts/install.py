@@ -37,23 +37,12 @@ JARS = {
 }
 STALE_JARS = ("delta-spark_*.jar", "delta-storage-*.jar")
 NOT_NEEDED = "org.*:*,com.*:*,net.*:*,commons*:*,jakarta*:*,javax*:*,io.unitycatalog:*,io.delta:delta-kernel*"
-IVY_SETTINGS = """<ivysettings>
-  <settings defaultResolver="central"/>
-  <resolvers><ibiblio name="central" m2compatible="true"/></resolvers>
-</ivysettings>
+IVY_SETTINGS = """<ivysettings><settings defaultResolver="central"/>
+  <resolvers><ibiblio name="central" m2compatible="true"/></resolvers></ivysettings>
 """
-
-
 OURS = "# by scripts/setup"
 # Another Spark or Python of the caller's shell must not answer in this one's place; as scripts/environment.sh has it.
-FOREIGN = (
-    "PYTHONHOME",
-    "SPARK_HOME",
-    "SPARK_CONF_DIR",
-    "PYSPARK_PYTHON",
-    "PYSPARK_DRIVER_PYTHON",
-    "PYSPARK_SUBMIT_ARGS",
-)
+FOREIGN = "PYTHONPATH PYTHONHOME SPARK_HOME SPARK_CONF_DIR PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON PYSPARK_SUBMIT_ARGS"
 
 
 class Fault(Exception):
@@ -65,13 +54,8 @@ def main() -> int:
         java = expect_java()
         with one_at_a_time():
             bring_up_to_date(java)
-    except Fault as fault:
+    except (Fault, PermissionError) as fault:
         print(f"scripts/setup: {fault}", file=sys.stderr)
-        return 5
-    except PermissionError as fault:
-        print(
-            f"scripts/setup: {fault.filename}: no right to write there, expected a folder of one's own", file=sys.stderr
-        )
         return 5
     except KeyboardInterrupt:
         print("scripts/setup: interrupted; the next call repairs it", file=sys.stderr)
@@ -89,8 +73,7 @@ def expect_java() -> str:
         told = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
     except (OSError, subprocess.CalledProcessError):
         raise Fault(f"Java: found none in {place}, {expected}") from None
-    major = java_major(told)
-    if major < LOWEST_JAVA:
+    if (major := java_major(told)) < LOWEST_JAVA:
         raise Fault(f"Java: got {major or 'an unknown version'} in {place}, {expected}")
     return told
 
@@ -135,7 +118,7 @@ def bring_up_to_date(java: str) -> None:
         MARKER.unlink()  # pip undoes what it could not finish
         raise
     MARKER.unlink()
-    add_to_activate(f"unset {' '.join(FOREIGN)}")
+    add_to_activate(f"unset {FOREIGN}")
     place_jars()
     share_classes()
     STAMP.write_text(json.dumps(wanted))
@@ -160,7 +143,7 @@ def read_stamp() -> dict[str, str]:
 
 
 def works(python: Path) -> bool:
-    """Whether it runs, in an environment of its own and of this very version: no package of another one is of use."""
+    """Whether it runs, in an environment of its own and of this very version."""
     asked = f"import sys; sys.exit(sys.prefix == sys.base_prefix or sys.version_info[:2] != {sys.version_info[:2]})"
     try:
         return subprocess.run([python, "-c", asked]).returncode == 0
@@ -240,8 +223,7 @@ def share_classes() -> None:
 def add_to_activate(line: str) -> None:
     """Has `source .venv/bin/activate` run one more line, in place of the one that began with the same word."""
     activate, word = VENV / "bin/activate", line.split()[0]
-    lines = activate.read_text().splitlines()
-    kept = [other for other in lines if not (other.endswith(OURS) and other.split()[0] == word)]
+    kept = [own for own in activate.read_text().splitlines() if not (own.endswith(OURS) and own.split()[0] == word)]
     activate.write_text("\n".join([*kept, f"{line} {OURS}", ""]))
 
 

@@ -69,7 +69,8 @@ def test_a_family_goes_through_every_step(spark: SparkSession, prepared: Path, t
     listed = {row[c.ITEM_ID]: row[c.PROBABILITY] for row in rows if row[c.USER_ID] == ASKED}
     expected = expected_scores(tmp_path / "checkpoint")
     assert listed == pytest.approx({item: expected[item] for item in listed}, abs=2e-5)
-    assert set(listed) == set(sorted(expected, key=lambda item: -expected[item])[:3])
+    if MODELS[family].get("join") != "full":  # the stock pair's lists go by its listing head, as it was learned
+        assert set(listed) == set(sorted(expected, key=lambda item: -expected[item])[:3])
     measured = DeltaTable(str(prepared / "tables" / "evaluation")).to_pyarrow_table().to_pylist()
     assert any(row["model"] == "flm" and math.isfinite(row["value"]) for row in measured)
 

@@ -138,17 +138,23 @@ def test_setup_without_the_right_to_write_is_one_line(
     monkeypatch.setattr(install, "bring_up_to_date", refused)
     monkeypatch.setattr(install, "one_at_a_time", nullcontext)
     assert install.main() == 5
-    assert capsys.readouterr().err == (
-        "scripts/setup: .venv/flmrec.stamp: no right to write there, expected a folder of one's own\n"
-    )
+    assert capsys.readouterr().err == "scripts/setup: [Errno 13] Permission denied: '.venv/flmrec.stamp'\n"
 
 
-def test_activate_lets_no_other_spark_answer_and_keeps_the_options_of_the_shell() -> None:
-    activate = Path(sys.executable).parent / "activate"
-    foreign = {"SPARK_HOME": "/opt/other", "PYSPARK_PYTHON": "/opt/python", "SPARK_SUBMIT_OPTS": "-Dmine=1"}
-    asked = f'. "{activate}"; echo "${{SPARK_HOME:-none}} ${{PYSPARK_PYTHON:-none}} $SPARK_SUBMIT_OPTS"'
+def test_activate_lets_no_other_spark_answer_and_keeps_the_options_of_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install = script("install")
+    monkeypatch.setattr(install, "VENV", tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/activate").write_text("MADE=venv\nexport SPARK_SUBMIT_OPTS=old # by scripts/setup\n")
+    for _ in range(2):
+        install.add_to_activate(f"unset {install.FOREIGN}")
+        install.add_to_activate('export SPARK_SUBMIT_OPTS="${SPARK_SUBMIT_OPTS:-} -Dours=1"')
+    foreign = {"SPARK_HOME": "/opt/other", "PYTHONPATH": "/opt/other/python", "SPARK_SUBMIT_OPTS": "-Dmine=1"}
+    asked = f'. "{tmp_path}/bin/activate"; echo "$MADE ${{SPARK_HOME-none}} ${{PYTHONPATH-none}} $SPARK_SUBMIT_OPTS"'
     found = subprocess.run(["bash", "-c", asked], env={**os.environ, **foreign}, capture_output=True, text=True)
-    assert found.stdout.startswith("none none -Dmine=1 ")
+    assert found.stdout == "venv none none -Dmine=1 -Dours=1\n"
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -134,7 +134,7 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
         _note(trainer, folder)
     with bar:
         for step in trainer.steps():
-            if trainer.n_worse >= settings.early_stopping.patience:
+            if trainer.stopping.n_worse >= settings.early_stopping.patience:
                 break
             value = trainer.learn(step)
             n_examples += int(step.is_observed.sum())

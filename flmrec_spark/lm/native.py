@@ -45,7 +45,6 @@ _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _COMMON = ("-O2", "-ffp-contract=fast", "-shared", "-fPIC")
 _WIDTH = 16  # numbers of a head: a multiple of it
 _SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
-
 _SEGMENT_SYMBOLS = {torch.float32: "attend_segments_fp32", torch.bfloat16: "attend_segments_bf16"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ def read_tables(root: str | None) -> Prepared:
         raise ConfigError("tables.root: got null, expected a path: fine-tuning reads the tables without a catalog")
     tables, versions, table_ids = {}, {}, {}
     for name in TABLES:
-        place = root.rstrip("/") + "/" + name if "://" in root else str(Path(root).absolute() / name)
+        has_scheme = re.match("[a-zA-Z][a-zA-Z0-9+.-]*:", root)
+        place = root.rstrip("/") + "/" + name if has_scheme else str(Path(root).absolute() / name)
         try:
             table = DeltaTable(place)
             # A thread of the reader that still runs when a process ends soon after would abort it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -70,10 +71,10 @@ def progress_of(folder: Path) -> dict[str, object]:
 
 def load_state(
     folder: Path, modules: Mapping[str, nn.Module], optim: torch.optim.Optimizer
-) -> tuple[dict[str, object], dict[str, Tensor]]:
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Puts a resume point back: (progress, extra). Raises CheckpointError when it does not fit or is damaged."""
     try:
-        progress: dict[str, object] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / str(progress["tensors"]))
         put_back(modules, tensors)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:

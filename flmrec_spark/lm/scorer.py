@@ -130,7 +130,9 @@ class Scorer:
             return self._pair_logits(user, asked, factors)
         if self.batches is not None:
             own = self.batches if items is None else self.batches.take(torch.from_numpy(items).to(self.device))
-            return np.asarray(own.of_one((user, factors)))
+            found = np.asarray(own.of_one((user, factors)))
+            self.batches.step_tokens = min(self.batches.step_tokens, own.step_tokens)  # halved, it stays halved
+            return found
         assert self.one is not None  # there are items
         logits = self.one.logits(self._encoded(user, factors), items)
         return np.asarray(logits.double().cpu().numpy())

@@ -28,13 +28,12 @@ from flmrec_spark.lm.precision import resolve
 from flmrec_spark.lm.preflight import expect_room, step_shape
 from flmrec_spark.lm.prepared import Prepared
 from flmrec_spark.lm.starting import build_model
+from flmrec_spark.lm.stopping import Stopping
 from flmrec_spark.lm.teacher import Teacher, soft_loss
 from flmrec_spark.lm.terms import Terms
 from flmrec_spark.lm.validation import Validation, validate
 
 log = logging.getLogger("flmrec")
-
-_LOWER_IS_BETTER = {"log_loss"}
 
 
 def _device() -> torch.device:
@@ -102,9 +101,8 @@ class Trainer:
         self.rate_factor = training.rate_factor(settings, self.n_steps)
         self.validate_every = settings.validate_every or per_epoch
         self.step = 0
-        self.best: float | None = None
+        self.stopping = Stopping(settings.early_stopping.metric)
         self.validation_of_best: Validation | None = None
-        self.n_worse = 0
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []  # of the steps since the last validation
 
@@ -230,30 +228,16 @@ class Trainer:
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Notes a validation; true when its metric is the best so far."""
-        name = self.config.finetune.early_stopping.metric
-        if np.isnan(metrics[name]) and not np.isnan(metrics["ndcg"]):  # a log of purchases alone has one label
-            log.warning("finetune: %s is not defined on the valid split: it is stopped early by ndcg", name)
-            name = "ndcg"
-        value = metrics[name] * (-1 if name in _LOWER_IS_BETTER else 1)
         loss = {"loss": float(np.mean(self.losses))} if self.losses else {}
         self.history.append({"step": self.step, **metrics, **loss})
         self.losses.clear()
-        if np.isnan(value):
-            log.warning("finetune: %s is not defined on the valid split: no early stopping, the last weights win", name)
-        better = self.best is None or value > self.best or np.isnan(self.best)
-        self.best, self.n_worse = (value, 0) if better else (self.best, self.n_worse + 1)
-        return better
+        return self.stopping.is_best(metrics)
 
     def save(self, folder: Path, key: str) -> None:
-        progress: dict[str, object] = {
-            "step": self.step,
-            "best": self.best,
-            "n_worse": self.n_worse,
-            "history": self.history,
-            "key": key,
-        }
-        progress |= {"precision": self.precision, "losses": self.losses}
-        resume.save_state(folder, self.modules, self.optimizer, progress, self.adapter.state() if self.adapter else {})
+        stopping = {"best": self.stopping.best, "n_worse": self.stopping.n_worse}
+        told = {"step": self.step, "history": self.history, "losses": self.losses, "precision": self.precision}
+        extra = self.adapter.state() if self.adapter else {}
+        resume.save_state(folder, self.modules, self.optimizer, {"key": key, **told, **stopping}, extra)
 
     def resume(self, folder: Path, key: str) -> None:
         """Goes back to a resume point of the same training, when there is one."""
@@ -261,7 +245,6 @@ class Trainer:
             progress, extra = resume.load_state(folder, self.modules, self.optimizer)
             if self.adapter:
                 self.adapter.load_state(extra)
-            self.step, self.n_worse = int(progress["step"]), int(progress["n_worse"])  # type: ignore[call-overload]
-            self.best, self.history = progress["best"], progress["history"]  # type: ignore[assignment]
-            self.losses = progress["losses"]  # type: ignore[assignment]
+            self.step, self.history, self.losses = progress["step"], progress["history"], progress.get("losses", [])
+            self.stopping.best, self.stopping.n_worse = progress["best"], progress["n_worse"]
             log.info("finetune: resumed at step %d of %d", self.step, self.n_steps)

@@ -102,10 +102,8 @@ class Validation:
         told = rating, parts.head, parts.listing, self.is_relevant[drawn], self.weights[drawn], parts.is_new
         return Blend(calibration, fit_list_blend(*told) or given.listing or self._untold())
 
-    def _untold(self) -> ListBlend | None:
-        """What was learned of lists, as it was learned, where none was asked for, as of the stock pair on a CPU."""
-        is_plain = self.asked.has_listing and not len(self.weights)
-        return ListBlend(rating=0.0, head=1.0, factors=1.0) if is_plain else None
+    def _untold(self) -> ListBlend | None:  # as learned, where no list was asked for, as of the stock pair on a CPU
+        return ListBlend(0.0, head=1.0, factors=1.0) if self.asked.has_listing and not len(self.weights) else None
 
     def _as_trained(self) -> Blend:
         """On all rows, with one weight for the sum of a rating's parts, and one for that of a list's."""

@@ -6,7 +6,7 @@ exact duplicate, conflicting duplicate. A user may meet an item many times, at d
 user, item and timestamp the one of the highest value is kept, and without timestamps one row per user and item, in
 each of the splits that the rows come with. Two ratings of one moment contradict each other or are one too many, so the
 others are duplicates; that something happened several times in a second, or on a day, is what logs say, so rows without
-a rating are repeats, which nobody refuses.
+a rating are repeats, which nobody refuses, unless the source has them in different splits.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def _without_duplicates(tagged: DataFrame) -> DataFrame:
     is_same = reduce(Column.__and__, (F.col(name).eqNullSafe(F.lag(name).over(window)) for name in same))
     is_repeat = F.row_number().over(window) > 1
     duplicate = F.when(is_same, F.lit("exact duplicate")).otherwise(F.lit("conflicting duplicate"))
-    reason = F.when(is_repeat, F.when(F.col(c.RATING).isNull(), F.lit(REPEATED)).otherwise(duplicate))
+    says_the_same = F.col(c.RATING).isNull() & F.col(c.SPLIT).eqNullSafe(F.first(c.SPLIT).over(window))
+    reason = F.when(is_repeat, F.when(says_the_same, F.lit(REPEATED)).otherwise(duplicate))
     # Materialised first: Spark would write the windows out once for every use.
     return _refuse(frame.withColumn("row:repeat", reason), F.col("row:repeat"))
 

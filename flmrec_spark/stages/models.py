@@ -104,6 +104,9 @@ def _said(
 ) -> DataFrame:
     if models.packed is None or (stacker is None and diverse is None):
         by_model = scores(prompts, models.shipped, n=n).withColumn(MODEL, F.lit(FLM))
+        if diverse is not None:
+            own = scores(prompts, models.shipped, n=diverse.n, diversity=diverse.config)
+            by_model = by_model.union(own.withColumn(MODEL, F.lit(diversified(FLM))))
     else:
         by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n, diverse=diverse)
     if models.packed is None or not names:

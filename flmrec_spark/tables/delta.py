@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from delta.tables import DeltaTable
 from py4j.protocol import Py4JJavaError
@@ -31,7 +30,6 @@ from flmrec_spark.tables.schemas import TableSchema
 from flmrec_spark.tables.spark_errors import kinds, spark_message, worker_error
 
 _SAME_ROWS = ("SET TBLPROPERTIES", "CHANGE COLUMN", "OPTIMIZE", "VACUUM START", "VACUUM END")
-_SCHEME = re.compile("[a-zA-Z][a-zA-Z0-9+.-]*:")
 _CONFLICTS = ("Concurrent", "MetadataChanged", "ProtocolChanged")
 
 Metadata = Mapping[str, object]
@@ -48,8 +46,8 @@ class Tables:
         """Path of the table when there is a root, else its catalog name."""
         if self.config.root is None:
             return self._catalog_name(name)
-        root = re.sub("^file:/*(?=/)", "", self.config.root).rstrip("/")
-        return f"{root if _SCHEME.match(root) else Path(root).resolve()}/{name}"
+        root = self.config.root.rstrip("/")
+        return f"{root if self.config.is_root_uri else Path(root).resolve()}/{name}"
 
     def exists(self, name: str) -> bool:
         if self.config.root is None:
@@ -182,8 +180,9 @@ class Tables:
             return False
         located = re.search(r"^Location: (?:file:/*(?=/))?(.*)$", str(found[0]["information"]), re.MULTILINE)
         got, expected = located.group(1) if located else "a view", self.place(name)
-        # Spark adds the scheme and the host of its default file system to a place that has none.
-        if got != expected and (_SCHEME.match(expected) or urlsplit(got).path != expected):
+        # Spark writes such as hdfs://host:8020 before a place that has no scheme.
+        java: Any = self.spark.sparkContext._jsc
+        if got not in (expected, java.hadoopConfiguration().get("fs.defaultFS", "").rstrip("/") + expected):
             raise ConflictError(
                 f"catalog: {self._catalog_name(name)} is {got}, expected {expected}; "
                 "set tables.database to a name of this configuration's own"

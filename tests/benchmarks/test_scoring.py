@@ -23,10 +23,10 @@ NAMES = {
 }
 TINY = {
     "model_type": "bert",
-    "hidden_size": 24,
+    "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
 }
 
 

@@ -315,8 +315,8 @@ def test_a_run_measures_model_and_baselines_on_the_same_rows(
     assert found["flm", "ndcg", 2, "all"].value == pytest.approx((1 + second_of_two + 1) / 3)
     assert found["flm", "recall", 2, "all"].value == pytest.approx((1 + 1 / 2 + 1) / 3)
     assert found["flm", "coverage", 1, "all"].value == pytest.approx(2 / 6)
-    # counts: a 2, c 2, b 1; lists: ann d e, bob b d, o'new a c
-    liked, disliked = [2, 0, 1, 0], [0, 0, 2]
+    # likes: a 2, c 2; lists: ann d e, bob b d, o'new a c
+    liked, disliked = [2, 0, 0, 0], [0, 0, 2]
     pairs = [(more > less) + (more == less) / 2 for more in liked for less in disliked]
     assert found["popularity", "auc", 0, "all"].value == pytest.approx(sum(pairs) / 12)
     assert found["popularity", "hit_rate", 1, "all"].value == pytest.approx(2 / 3)

@@ -85,14 +85,14 @@ def test_a_baseline_publishes_whole_lists_and_the_commit_names_it(
     assert "checkpoint" not in commit
 
 
-def test_popularity_lists_what_most_have_met_and_the_same_run_again_does_nothing(
+def test_popularity_lists_what_most_have_liked_and_the_same_run_again_does_nothing(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    met: dict[str, int] = defaultdict(int)
+    likes: dict[str, int] = defaultdict(int)
     for row in rows(world, "interactions"):
-        met[row["item_id"]] += 1
+        likes[row["item_id"]] += row["is_liked"]
     assert run(world, "score.strategy=popularity", "score.history_splits=[train, valid, test]") == 0
-    expected = sorted((row["item_id"] for row in rows(world, "items")), key=lambda item: (-met[item], item))[:3]
+    expected = sorted((row["item_id"] for row in rows(world, "items")), key=lambda item: (-likes[item], item))[:3]
     assert expect_whole(world)[COLD] == expected
     before = versions(world)
     monkeypatch.setattr("flmrec_spark.strategies.fit", lambda *_: pytest.fail("fitted again"))

@@ -241,7 +241,7 @@ def test_the_better_value_is_the_lower_log_loss_and_the_higher_of_others(world, 
     own = Trainer(config, prepared, load_data(config, prepared))
     found = [own.is_best({metric: value}) for value in values]
     assert max(at + 1 for at, is_best in enumerate(found) if is_best) == best
-    assert own.n_worse == len(values) - best
+    assert own.stopping.n_worse == len(values) - best
 
 
 @pytest.mark.parametrize("model", [{"join_layer": 0}, {"join_layer": 2}, {"join": "attention"}, {"join": "full"}])

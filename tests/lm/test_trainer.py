@@ -67,7 +67,7 @@ def test_logits_start_at_the_level_that_bias_terms_are_relative_to(world):
 def test_what_is_not_defined_where_all_is_liked_gives_way_to_the_lists(world, caplog):
     own, nan = trainer(world), float("nan")
     found = [own.is_best({"auc": nan, "uauc": nan, "log_loss": 0.3, "ndcg": ndcg}) for ndcg in (0.2, 0.4, 0.3)]
-    assert (found, own.n_worse, own.best) == ([True, True, False], 1, 0.4)
+    assert (found, own.stopping.n_worse, own.stopping.best) == ([True, True, False], 1, 0.4)
     assert "uauc is not defined on the valid split: it is stopped early by ndcg" in caplog.text
 
 

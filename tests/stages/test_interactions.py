@@ -130,6 +130,17 @@ def test_what_happened_several_times_in_a_moment_is_a_repeat_and_nobody_refuses_
     assert [row[CONTENT] for row in tagged.collect() if row[REFUSED] == REPEATED] == [None] * 3
 
 
+def test_one_moment_in_two_splits_contradicts_itself(spark: SparkSession) -> None:
+    rows = [("u", "i", "view", "10", split) for split in ("train", "train", "test")]
+    worth = config(event_values={"view": 1}, split={"by": "column"})
+    tagged = clean_interactions(given(spark, "user_id item_id event timestamp split", rows), worth, items=None)
+    assert sorted((row.split, str(row[REFUSED])) for row in tagged.collect()) == [
+        ("test", "None"),
+        ("train", "conflicting duplicate"),
+        ("train", "exact duplicate"),
+    ]
+
+
 def test_of_plain_pairs_and_of_ratings_beside_events_only_ratings_are_duplicates(spark: SparkSession) -> None:
     pairs = clean_interactions(given(spark, "user_id item_id", [("u", "i")] * 3), config(), items=None)
     assert sorted(str(row[REFUSED]) for row in pairs.collect()) == ["None", REPEATED, REPEATED]

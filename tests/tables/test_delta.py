@@ -167,6 +167,7 @@ def test_a_root_of_any_shape_serves_by_path_and_by_name(spark: SparkSession, tab
     [
         ("file:///lake", "/lake/items"),
         ("file:/lake/", "/lake/items"),
+        ("/lake", "/lake/items"),
         ("s3a://bucket/lake/", "s3a://bucket/lake/items"),
         ("dbfs:/lake", "dbfs:/lake/items"),
     ],

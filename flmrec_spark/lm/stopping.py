@@ -1,0 +1,35 @@
+"""When a training has learned enough: the best validation so far, and how many since were no better."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+log = logging.getLogger("flmrec")
+
+_LOWER_IS_BETTER = {"log_loss"}
+_OF_LISTS = "ndcg"
+
+
+@dataclass
+class Stopping:
+    """Watches one metric of the validations; where that is not defined, as with one label, the lists'."""
+
+    metric: str
+    best: float | None = None
+    n_worse: int = 0
+
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Notes a validation; true when it is the best so far, or nothing is defined to tell it by."""
+        name = self.metric
+        if math.isnan(metrics[name]) and not math.isnan(metrics.get(_OF_LISTS, math.nan)):
+            log.warning("finetune: %s is not defined on the valid split: it is stopped early by %s", name, _OF_LISTS)
+            name = _OF_LISTS
+        value = metrics[name] * (-1 if name in _LOWER_IS_BETTER else 1)
+        if math.isnan(value):
+            log.warning("finetune: %s is not defined on the valid split: no early stopping, the last weights win", name)
+        better = self.best is None or value > self.best or math.isnan(self.best)
+        self.best, self.n_worse = (value, 0) if better else (self.best, self.n_worse + 1)
+        return better
