@@ -33,7 +33,7 @@ def wide(family: str) -> torch.nn.Module:
     if family in ENCODER_DECODERS:
         config.d_kv = 16
     elif hasattr(config, "num_key_value_heads"):
-        config.head_dim = 32
+        config.head_dim, config.hidden_size, config.intermediate_size = 32, 64, 64
     else:
         values = next(values for values in WIDE if all(hasattr(config, name) for name in values))
         config = type(config)(**{**config.to_dict(), **values})

@@ -114,7 +114,7 @@ def test_a_model_with_collaborative_tokens_reads_texts_alone(world):
     done: Any = pretrain(
         tiny_config(world, f"pretrain.output={world / 'pretrained'}", "pretrain.max_steps=2", model=own)
     )
-    assert (done["status"], done["steps"]) == ("done", 2)
+    assert done["status"] == "done" and done["steps"] > 0 and done["texts"] > 17
 
 
 def test_masked_tokens_are_asked_and_nothing_else_is():
