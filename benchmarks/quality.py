@@ -26,6 +26,7 @@ from deltalake import DeltaTable
 
 from flmrec_spark.config import Config, load_config
 from flmrec_spark.errors import ConfigError
+from flmrec_spark.files import table_place
 from flmrec_spark.lm.machine import describe, show, write
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +74,7 @@ def finetune(settings: Sequence[str], threads: int) -> Row:
 
 def measured(config: Config, run: str, segment: str) -> Found:
     """(value, low, high) of a run's metrics in a segment."""
-    table = DeltaTable(f"{config.tables.root}/evaluation").to_pyarrow_dataset()
+    table = DeltaTable(table_place(str(config.tables.root), "evaluation")).to_pyarrow_dataset()
     own = (ds.field("run_id") == run) & (ds.field("segment") == segment)
     rows = table.to_table(filter=own, use_threads=False).to_pylist()  # threads may outlive the process
     return {(row["model"], row["metric"], row["k"]): (row["value"], row["low"], row["high"]) for row in rows}

@@ -1,11 +1,23 @@
-"""A file that a command writes where it was told to: its place is checked before the work, and it appears whole."""
+"""A file that a command writes where it was told to: its place is checked before the work, and it appears whole.
+
+And where tables lie, for those who read them with Spark and those who do so without.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from flmrec_spark.errors import EnvironmentFault
+
+_SCHEME = re.compile("[a-zA-Z][a-zA-Z0-9+.-]*:")
+
+
+def table_place(root: str, name: str) -> str:
+    """A table's folder below a root: absolute, without links and without file:, or of any other scheme as it is."""
+    root = re.sub("^file:/*(?=/)", "", root).rstrip("/")
+    return f"{root if _SCHEME.match(root) else Path(root).resolve()}/{name}"
 
 
 def expect_room(path: Path, *, flag: str) -> None:

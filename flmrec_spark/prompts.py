@@ -185,9 +185,10 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        if value.is_integer() and abs(value) < 2**53:
-            return str(int(value))
-        return f"{value:.{max(6, len(str(int(abs(value)))) + 2) if abs(value) < 2**53 else 6}g}"
+        if abs(value) >= 2**53:
+            return f"{value:g}"
+        n_whole = len(str(int(abs(value))))
+        return str(int(value)) if value.is_integer() else f"{value:.{max(6, n_whole + 2)}g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(text for text in map(as_text, value) if text)
     return " ".join(str(value).split())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -82,17 +81,6 @@ class TablesConfig(Section):
         description="catalog database (or catalog.database) that names the tables",
     )
     metastore: str | None = Field(None, description="folder of the embedded catalog; local masters only")
-
-    @property
-    def is_root_uri(self) -> bool:
-        """Whether the root has a scheme, such as s3a: or dbfs:."""
-        return self.root is not None and re.match("[a-zA-Z][a-zA-Z0-9+.-]*:", self.root) is not None
-
-    @field_validator("root")
-    @classmethod
-    def _without_file_scheme(cls, root: str | None) -> str | None:
-        """file:///lake and file:/lake are the folder /lake, for readers with Spark and without."""
-        return None if root is None else re.sub("^file:/*(?=/)", "", root)
 
 
 class SplitConfig(Section):

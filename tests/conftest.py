@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("flmrec")
 
 
 _LONGEST = ("test_families.py", "test_diversity.py")  # modules of minutes
-_WHOLE_JOBS = {"tests", "jobs", "benchmarks"}  # folders of tests that run whole jobs
+_WHOLE_JOBS = {"tests", "jobs", "evaluate", "benchmarks"}  # folders of tests that run whole jobs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,9 +39,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that a job makes for itself, with an embedded catalog in a temporary folder.
 
     Worlds of some dozen rows need no more partitions than these, and every one costs time; so does Java that Spark
-    writes and compiles for each query, where a fifth of the time goes, and plans that are made anew after each stage,
-    where a seventh goes: here it interprets the plans as they are. Tests that
-    start Spark in a process of its own, such as test_score_processes, leave it as it comes.
+    writes and compiles for each query, and plans that are made anew after each stage: here it interprets the plans as
+    they are. Tests that start Spark in a process of its own, such as test_score_processes, leave it as it comes.
     """
     settings = {
         "spark.sql.shuffle.partitions": "2",

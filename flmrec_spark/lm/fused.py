@@ -190,8 +190,7 @@ class FusedLast:
 
     def rows(self, tiles: Tensor, index: Tensor) -> Tensor:
         """A part of the states -> (len(index), n) of some items; nothing of the others is read."""
-        places = torch.div(index, self.tile, rounding_mode="floor")
-        return tiles[places, :, index % self.tile].flatten(1)
+        return tiles[index // self.tile, :, index % self.tile].flatten(1)
 
 
 def fused_layers(family: Any, kernel: Kernel | None, precision: str) -> list[FusedLayer] | None:

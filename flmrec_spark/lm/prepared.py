@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.files import table_place
 
 TABLES = ("interactions", "items", "users", "examples")
 
@@ -44,8 +43,7 @@ def read_tables(root: str | None) -> Prepared:
         raise ConfigError("tables.root: got null, expected a path: fine-tuning reads the tables without a catalog")
     tables, versions, table_ids = {}, {}, {}
     for name in TABLES:
-        has_scheme = re.match("[a-zA-Z][a-zA-Z0-9+.-]*:", root)
-        place = root.rstrip("/") + "/" + name if has_scheme else str(Path(root).absolute() / name)
+        place = table_place(root, name)
         try:
             table = DeltaTable(place)
             # A thread of the reader that still runs when a process ends soon after would abort it.

@@ -195,12 +195,9 @@ class Scorer:
         assert states is not None
         index = torch.from_numpy(items).to(self.device)
         hidden = states.hidden[index] if self.fused is None else self.fused.rows(states.hidden, index)
-        if hidden.dim() == 2:
-            hidden = hidden[:, None]
-        mask = (
-            states.hidden_mask[index] if hidden.shape[1] > 1 else hidden.new_zeros(hidden.shape[:2], dtype=torch.bool)
-        )
-        return hidden.double(), mask
+        hidden = (hidden if hidden.dim() == 3 else hidden[:, None]).double()
+        one = torch.zeros(len(items), 1, dtype=torch.bool, device=hidden.device)
+        return hidden, one if hidden.shape[1] == 1 else states.hidden_mask[index]
 
     def _laid_out(self, states: ItemStates) -> ItemStates:
         return (self.fused or self.attention).items(states) if self.is_last and not self.uses_batches else states

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 log = logging.getLogger("flmrec")
 
-_LOWER_IS_BETTER = {"log_loss"}
+LOWER_IS_BETTER = {"log_loss"}
 _OF_LISTS = "ndcg"
 
 
@@ -27,7 +27,7 @@ class Stopping:
         if math.isnan(metrics[name]) and not math.isnan(metrics.get(_OF_LISTS, math.nan)):
             log.warning("finetune: %s is not defined on the valid split: it is stopped early by %s", name, _OF_LISTS)
             name = _OF_LISTS
-        value = metrics[name] * (-1 if name in _LOWER_IS_BETTER else 1)
+        value = metrics[name] * (-1 if name in LOWER_IS_BETTER else 1)
         if math.isnan(value):
             log.warning("finetune: %s is not defined on the valid split: no early stopping, the last weights win", name)
         better = self.best is None or value > self.best or math.isnan(self.best)

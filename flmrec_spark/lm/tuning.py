@@ -25,10 +25,10 @@ from flmrec_spark.lm import machine
 from flmrec_spark.lm.finetuning import finetune, fingerprint
 from flmrec_spark.lm.manifest import text_digest
 from flmrec_spark.lm.prepared import expect_histories, read_tables
+from flmrec_spark.lm.stopping import LOWER_IS_BETTER
 
 log = logging.getLogger("flmrec")
 
-_LOWER_IS_BETTER = {"log_loss"}
 _SEARCHED = ("prompts", "model", "finetune")  # what does not change the prepared tables
 _FAILED = "failed"  # the attribute of a trial that says why
 
@@ -80,7 +80,7 @@ def open_search(config_file: str, overrides: Sequence[str] = ()) -> tuple[Config
     study = optuna.create_study(
         study_name=name[:12],
         storage=f"sqlite:///{folder / 'trials.db'}",
-        direction="minimize" if config.tune.metric in _LOWER_IS_BETTER else "maximize",
+        direction="minimize" if config.tune.metric in LOWER_IS_BETTER else "maximize",
         load_if_exists=True,
     )
     # A sampler draws from its beginning: one of the same seed would ask again what a search before this one has tried.

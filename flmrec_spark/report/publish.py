@@ -40,11 +40,12 @@ def publish(
     `counts` and `inputs` are those of the table `runs`; `lists_of` makes lists (user_id, rank, item_id, score) of rows
     of `user_prompts.user_prompts`. Raises EnvironmentFault when the file cannot be written.
     """
-    read = [tables.read(name, version=int(inputs[name])) for name in ("interactions", "users", "items")]
+    frames = (tables.read(name, version=int(inputs[name])) for name in ("interactions", "users", "items"))
+    interactions, users, items = frames
     examples = collect_examples(
-        read[0],
-        read[1],
-        read[2],
+        interactions,
+        users,
+        items,
         lists_of,
         split=evaluate.split,
         history_splits=history_splits,

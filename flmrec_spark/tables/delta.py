@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from delta.tables import DeltaTable
@@ -26,6 +25,7 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.config import TablesConfig
 from flmrec_spark.errors import ConflictError, EnvironmentFault, InputError
+from flmrec_spark.files import table_place
 from flmrec_spark.tables.schemas import TableSchema
 from flmrec_spark.tables.spark_errors import kinds, spark_message, worker_error
 
@@ -46,8 +46,7 @@ class Tables:
         """Path of the table when there is a root, else its catalog name."""
         if self.config.root is None:
             return self._catalog_name(name)
-        root = self.config.root.rstrip("/")
-        return f"{root if self.config.is_root_uri else Path(root).resolve()}/{name}"
+        return table_place(self.config.root, name)
 
     def exists(self, name: str) -> bool:
         if self.config.root is None:

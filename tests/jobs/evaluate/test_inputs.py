@@ -1,0 +1,105 @@
+"""jobs/evaluate.py: what it reads and when, and what it measures where something is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from flmrec_spark.config import TablesConfig
+from flmrec_spark.stages import models
+from flmrec_spark.tables import schemas
+from flmrec_spark.tables.delta import Tables
+from tests.jobs.evaluate.world import FakeShipped, fake_scores, fake_ship
+
+
+@pytest.mark.parametrize("names", ["", "user_mean"], ids=["none", "one without lists"])
+def test_the_model_is_measured_alone_where_no_baseline_stands_beside_it(
+    main: Callable[[Sequence[str]], int], config: Path, tables: Tables, capsys: pytest.CaptureFixture[str], names: str
+) -> None:
+    assert main(["--config", str(config), f"evaluate.baselines=[{names}]", "evaluate.against=null"]) == 0
+    run_id = json.loads(capsys.readouterr().out.splitlines()[-1])["run_id"]
+    written = tables.read("evaluation").where(F.col("run_id") == run_id).collect()
+    values = {(row.model, row.metric, row.k): row.value for row in written if row.segment == "all"}
+    assert values["flm", "auc", 0] == pytest.approx(11 / 12)
+    assert values["flm", "recall", 2] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert {row.model for row in written} == {"flm", *([names, f"flm - {names}"] if names else [])}
+
+
+def test_a_page_of_the_valid_split_shows_lists_of_the_model_that_was_measured(
+    main: Callable[[Sequence[str]], int],
+    spark: SparkSession,
+    checkpoint: Path,
+    config: Path,
+    tables: Tables,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = TablesConfig(root=str(tmp_path / "tables"), database="evaluate_valid", metastore=None)
+    for name, schema in (("items", schemas.items({})), ("users", schemas.users({}))):
+        Tables(spark, own).replace(schema, tables.read(name), {})
+    moved = tables.read("interactions").withColumn("split", F.regexp_replace("split", "test", "valid"))
+    Tables(spark, own).replace(schemas.INTERACTIONS, moved, {})
+    asked = []
+
+    def scores_of(users: DataFrame, shipped: FakeShipped, *, n: int) -> DataFrame:
+        asked.append(shipped.knows_valid)
+        return fake_scores(users, shipped, n=n)
+
+    monkeypatch.setattr(models, "scores", scores_of)
+    monkeypatch.setitem(main.__globals__, "scores", scores_of)
+    settings = [f"tables.root={own.root}", f"tables.database={own.database}", "evaluate.split=valid"]
+    told = ["--config", str(config), f"checkpoint={checkpoint}", "--report", str(tmp_path / "page.html")]
+    assert main([*told, *settings]) == 0
+    assert len(asked) == 3 and not any(asked)  # rows, lists, and the lists of the page
+
+
+def test_what_was_trained_on_other_interactions_is_told_of(
+    main: Callable[[Sequence[str]], int], config: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ["--config", str(config), f"checkpoint={checkpoint}", "evaluate.bootstrap=0"]
+    trained = "the checkpoint was trained on version 0 of the table interactions and is measured on version 1"
+    for version, is_told in ((1, False), (0, True)):
+        (checkpoint / "metrics.json").write_text(json.dumps({"tables": {"interactions": version}}))
+        assert main(asked) == 0
+        assert (trained in caplog.text) == is_told
+
+
+def test_what_is_written_to_the_tables_meanwhile_is_for_the_next_evaluation(
+    main: Callable[[Sequence[str]], int], config: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spark, own = tables.spark, TablesConfig(root=str(tmp_path / "tables"), database="evaluate_late", metastore=None)
+    late = Tables(spark, own)
+    for name, schema in (
+        ("interactions", schemas.INTERACTIONS),
+        ("items", schemas.items({})),
+        ("users", schemas.users({})),
+    ):
+        late.replace(schema, tables.read(name), {})
+
+    def ship(*given: Any, **named: Any) -> FakeShipped:
+        late.replace(schemas.INTERACTIONS, tables.read("interactions").where("split = 'train'"), {})
+        return fake_ship(*given, **named)
+
+    monkeypatch.setitem(main.__globals__, "ship", ship)
+    assert main(["--config", str(config), f"tables.root={own.root}", f"tables.database={own.database}"]) == 0
+    runs = late.read("runs").collect()
+    assert [(row.inputs["interactions"], row.counts["held_out_rows"]) for row in runs] == [("1", 8)]
+
+
+def test_measurements_that_somebody_deleted_are_made_again(
+    main: Callable[[Sequence[str]], int], config: Path, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--config", str(config), "evaluate.bootstrap=3"]
+    assert main(asked) == 0
+    run_id = json.loads(capsys.readouterr().out.splitlines()[-1])["run_id"]
+    tables.spark.sql(f"DELETE FROM {tables.reference('evaluation')} WHERE run_id = '{run_id}'")
+    assert main(asked) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (again["run_id"], again["status"]) == (run_id, "done")
+    assert tables.read("evaluation").where(F.col("run_id") == run_id).count() == again["measurements"]
