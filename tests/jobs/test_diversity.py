@@ -239,3 +239,12 @@ def test_an_evaluation_measures_the_lists_that_would_be_published(
     assert evaluate.main([*arguments, "--run-id", summary["run_id"], "score.diversity.pool=50"]) == 7
     assert evaluate.main([*arguments, "score.diversity.caps={genres: 1}"]) == 2
     assert "score.diversity.caps: got genres" in capsys.readouterr().err.splitlines()[-1]
+
+    alone = [*asked[2:4], "evaluate.k=[1, 5]", "evaluate.baselines=[]", "evaluate.against=null", "score.strategy=flm"]
+    assert evaluate.main([*arguments[:2], *alone]) == 0  # with no baseline beside them
+    run_id = json.loads(capsys.readouterr().out.splitlines()[-1])["run_id"]
+    rows_alone = tables.read("evaluation").where(F.col("run_id") == run_id).where("segment = 'all'").collect()
+    by_key = {(row.model, row.metric, row.k): row.value for row in rows_alone}
+    assert {model for model, _, _ in by_key} == {"flm", "flm_diverse", "flm_diverse - flm"}
+    for key in (("flm_diverse", "ndcg", 3), ("flm_diverse", "diversity", 3), ("flm", "ndcg", 3)):
+        assert by_key[key] == found[key]
