@@ -74,15 +74,17 @@ def parts_of(config: Config, folder: Path) -> list[Arm]:
     likes.write_text(replace(template, disliked=replace(template.disliked, text="")).to_yaml(), encoding="utf-8")
     bare = ("model.collaborative.dimension=0", "model.bias_terms=false", "finetune.ranking_weight=0")
     terms = ("model.collaborative.tokens=false",)
-    plain = ("finetune.factors.graded_labels=false", "model.collaborative.neighbours=0")
+    plain = tuple(f"{key}=0" for key in ("model.collaborative.profile", "model.collaborative.neighbours"))
+    even = ("finetune.factors.graded_labels=false",)
     steps = [
         ("text, liked history", (f"prompts.template={likes}", *bare)),
         ("+ disliked history", bare),
         ("+ bias terms", (bare[0], bare[2])),
         ("+ listwise loss and head", (bare[0],)),
-        ("+ collaborative factors", (*terms, *plain)),
-        ("+ graded labels", (*terms, plain[1])),
-        ("+ neighbours", terms),
+        ("+ collaborative factors", (*terms, *plain, *even)),
+        ("+ graded labels", (*terms, *plain)),
+        ("+ neighbours", (*terms, plain[0])),
+        ("+ profiles", terms),
         ("+ collaborative tokens", ("model.collaborative.tokens=true",)),
     ]
     names = [name for name, _ in steps]

@@ -23,8 +23,8 @@ from flmrec_spark.lm.fused import FusedLayer
 from flmrec_spark.lm.machine import describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.shapes import load
+from flmrec_spark.lm.token_block import TokenBlock
 
 N_USER, N_ITEM, N_ITEMS = 100, 12, 512
 

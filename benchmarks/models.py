@@ -33,8 +33,8 @@ from flmrec_spark.lm.machine import calls_per_second, describe, show, write
 from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.shapes import SHAPES, load
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
 
 ADAPTED = {"Qwen2.5-0.5B", "Qwen3-0.6B"}

@@ -32,8 +32,8 @@ from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import DTYPES
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.shapes import SHAPES, load
+from flmrec_spark.lm.token_block import TokenBlock
 
 FIRST_ID, LAST_ID = 1000, 20000  # ids of whole words in BERT's English vocabulary
 ON_GPU = ("MiniLM-L6", "BERT-base", "Qwen3-0.6B")

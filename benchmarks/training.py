@@ -31,7 +31,7 @@ from flmrec_spark.lm.batches import Step, step_of
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.machine import describe, show, write
 from flmrec_spark.lm.model import SegmentedModel
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
 
 _START, _END, _FIRST_WORD = 101, 102, 1000

@@ -21,6 +21,9 @@ class CollaborativeConfig(Section):
     neighbours: Annotated[int, Field(ge=0)] = Field(
         128, description="further numbers of a vector, of what items that resemble one say of it; 0: none"
     )
+    profile: Annotated[int, Field(ge=0)] = Field(
+        32, description="further numbers of a list's vector, of what a user's profile says of what they like; 0: none"
+    )
     tokens: bool = Field(
         False, description="the vectors are a token of each segment too, not a term of the logit alone"
     )

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from flmrec_spark.config import AugmentConfig
 from flmrec_spark.lm.augmentation import augmented
 from flmrec_spark.lm.dataset import Examples, Floats, Index, Source
-from flmrec_spark.lm.segments import Segmenter, TokenBlock
+from flmrec_spark.lm.segments import Segmenter
+from flmrec_spark.lm.token_block import TokenBlock
 
 Mask = npt.NDArray[np.bool_]
 

@@ -7,16 +7,18 @@
 text is the rating head's logit with the bias terms; is_new is 1 for an item that the factors have not met, else 0. Both
 are fitted on the valid split: the probability by Platt's scaling (Platt 1999), the score as the even-odds probability
 that an item is liked next rather than one of those that are not. So new items stand as high as they are liked: where
-what comes next is new, above all that is known. A model without a listing part has no score of its own: its lists stand
+what comes next is new, above all that is known. A part without which the lists of the valid split are no worse weighs
+nothing in the score. A model without a listing part has no score of its own: its lists stand
 in the order of the probability.
 
-Of a user without history the factors know offsets alone, and the text a profile at most, so that their weights are
-fitted apart from the others' where the valid split has enough users of both kinds.
+Of a user without history the factors know offsets and a profile at most, and the text a profile, so that their weights
+are fitted apart from the others' where the valid split has enough users of both kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,8 +27,10 @@ import numpy.typing as npt
 
 Scores = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Names = frozenset[str]  # of ListBlend's parts
 
 N_DRAWN = 100  # items of a user that those liked next are told apart from
+_IDLE = ("rating", "head", "factors")  # of parts that lists are no worse without, the first is left out
 FEWEST_USERS = 50  # of a kind, held out, below which nothing is fitted for them alone
 
 
@@ -111,7 +115,7 @@ def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration
 
 
 def fit_list_blend(
-    rating: Scores,
+    rating: Scores | None,
     head: Any | None,
     factors: Any | None,
     relevant: Bools,
@@ -142,6 +146,25 @@ def fit_list_blend(
             return ListBlend(told["rating"], told["head"], told["factors"], intercept, told["new"])
         left = [name for name in left if name not in backwards]
     return None
+
+
+def without_idle(
+    fit: Callable[[Names], ListBlend | None], value: Callable[[ListBlend], float], names: Names
+) -> ListBlend | None:
+    """What `fit` makes of the parts, less those without which lists are no worse: backward elimination by `value`.
+
+    What tells the liked from items drawn at random may do so far from the first places. One part of lists stays.
+    """
+    found = fit(names)
+    top = math.nan if found is None else value(found)
+    while found is not None and not math.isnan(top):
+        smaller = [names - {name} for name in _IDLE if name in names and names - {name} - {"rating"}]
+        tried = [(own, value(own), less) for less in smaller if (own := fit(less)) is not None]
+        better = [one for one in tried if one[1] >= top]
+        if not better:
+            break
+        found, top, names = max(better, key=lambda one: one[1])
+    return found
 
 
 def _smoothed(columns: Any, relevant: Bools, weights: Scores) -> tuple[Any, Bools, Scores]:

@@ -2,7 +2,7 @@
 
     taste(u) = sum over the history, newest first:  w(a) v[item, liked or not],  a = 0, 1, ... its age
     w(a)     = long / sqrt(H) + recent exp(-a / recency) / sqrt(recency),  H entries in the history
-    score    = taste(u) . target[item] + offset[item], for ratings with what `neighbours` say
+    score    = taste(u) . target[item] + offset[item], with what `neighbours` say, and of lists `profiles`
 
 An asymmetric factor model: a user is the sum of what they did (Paterek 2007; Koren 2008, section 4), so a user who came
 after the training has a taste from their first interaction on, and one whose history grew has another taste at once. An
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.neighbours import Neighbours
+from flmrec_spark.lm.profiles import Profile, Words
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.intp]
@@ -46,6 +47,7 @@ class Factors:
     mix: Floats  # (2,): long and recent
     recency: float
     near: Neighbours | None = None  # further dimensions behind these
+    profile: Profile | None = None  # and behind those
 
     @property
     def n_items(self) -> int:
@@ -53,23 +55,38 @@ class Factors:
 
     @property
     def width(self) -> int:
-        """f: numbers of an item, those of its neighbours included."""
-        return int(self.target.shape[1] + (0 if self.near is None else self.near.target.shape[1]))
+        """f: numbers of an item, those of its neighbours and of profiles included."""
+        return sum(part.shape[1] for part in self._targets())
 
-    def taste(self, items: Places, labels: Any) -> Floats:
-        """Sum of a history, newest first, (f,); items are places in the factors, labels above 1/2 are liked."""
-        n = len(items)
-        if not n:
-            return np.zeros(self.width, dtype=np.float32)
-        weights = ages(n, self.mix, self.recency)
+    @property
+    def n_of_profile(self) -> int:
+        """How many of the f, the last ones, are of profiles."""
+        return 0 if self.profile is None else int(self.profile.target.shape[1])
+
+    def taste(self, items: Places, labels: Any, words: Words = ()) -> Floats:
+        """What a history, newest first, and the words of a profile come to, (f,).
+
+        Items are places in the factors, labels above 1/2 are liked.
+        """
+        found = np.zeros(self.width, dtype=np.float32)
+        if self.profile is not None:
+            found[-self.n_of_profile :] = self.profile.taste(words)
+        if not len(items):
+            return found
+        weights, d = ages(len(items), self.mix, self.recency), self.target.shape[1]
         is_liked = np.asarray(labels) > 0.5
-        own = np.asarray(weights @ self.history[rows_of(items, is_liked, self.n_items)], dtype=np.float32)
-        return own if self.near is None else np.concatenate([own, self.near.taste(items, labels)])
+        found[:d] = weights @ self.history[rows_of(items, is_liked, self.n_items)]
+        if self.near is not None:
+            found[d : d + self.near.target.shape[1]] = self.near.taste(items, labels)
+        return found
 
     def vectors(self, items: Places) -> Floats:
         """(len(items), f) float32; zeros for -1, an unknown item."""
-        own = self.target[items]
-        return own if self.near is None else np.concatenate([own, self.near.target[items]], axis=1)
+        return np.concatenate([part[items] for part in self._targets()], axis=1)
+
+    def _targets(self) -> list[Floats]:
+        parts = self.near, self.profile
+        return [self.target, *(part.target for part in parts if part is not None)]
 
     def scores(self, taste: Floats, items: Places) -> Floats:
         """(len(items),) float32 of one taste (f,); -1 for an unknown item."""
@@ -143,13 +160,22 @@ class Collaborative:
             np.array([one.offset[-1] for one in self.factors.values()], dtype=np.float32),
             {name: (start, end) for name, start, end in zip(self.factors, [0, *ends], ends, strict=False)},
             is_new,
+            np.concatenate([np.arange(one.width) >= one.width - one.n_of_profile for one in self.factors.values()]),
         )
 
-    def taste(self, places: Places, labels: Any) -> Floats:
-        """Tastes of one history, newest first, behind each other as in `of_items`: (F,). Unknown items do not count."""
+    @property
+    def reads_profiles(self) -> bool:
+        """A taste is made of a profile too."""
+        return any(one.profile is not None for one in self.factors.values())
+
+    def taste(self, places: Places, labels: Any, words: Words = ()) -> Floats:
+        """Tastes of one history, newest first, and of a profile's words, behind each other as in `of_items`: (F,).
+
+        Unknown items do not count.
+        """
         known = places >= 0
         places, labels = places[known][: self.history_length], np.asarray(labels)[known][: self.history_length]
-        return np.concatenate([one.taste(places, labels) for one in self.factors.values()])
+        return np.concatenate([one.taste(places, labels, words) for one in self.factors.values()])
 
     def labels(self, values: Any, is_liked: Any) -> Floats:
         """How much interactions (H,) with these values, or None, were liked: (H,) float32 in 0 .. 1."""
@@ -175,6 +201,7 @@ class ItemFactors:
     unknown: Floats  # (kinds,) offsets of an item of which nothing is known
     spans: Mapping[str, tuple[int, int]]  # kind -> where it stands among the F
     is_new: Bools  # (N,) true for an unknown item
+    is_profile: Bools  # (F,) true where a user's number is of their profile, and stays when their history is hidden
 
     def term(self, kind: str, taste: Floats, items: Any = slice(None)) -> Floats | None:
         """What a kind adds to the logits of items of one user with the taste (F,); None when it was not learned."""

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from flmrec_spark import columns as c
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.prepared import Prepared, of_splits
-from flmrec_spark.lm.segments import Interaction, Segmenter, TokenBlock
+from flmrec_spark.lm.segments import Interaction, Segmenter
 from flmrec_spark.lm.sequences import Sequences
+from flmrec_spark.lm.token_block import TokenBlock
 
 Index = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -126,6 +127,12 @@ def examples(
     place_of_row, moment_of_row = (np.array(part, dtype=np.int64) for part in (users, moments))
     new_of_row = np.array(is_new, dtype=bool)
     return Examples(prefixes, place_of_row, targets, labels, n_cut, moment_of_row, new_of_row, sources)
+
+
+def profiles(prepared: Prepared, segmenter: Segmenter, user_ids: Sequence[str]) -> list[list[int]]:
+    """What stands before the history of each of the users, in tokens."""
+    fields = {row.pop(c.USER_ID): row for row in prepared.tables["users"].to_pylist()}
+    return segmenter.profiles([fields[user] for user in user_ids])
 
 
 def grades(prepared: Prepared, *, splits: Sequence[str]) -> Grades:

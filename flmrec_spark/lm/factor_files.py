@@ -16,9 +16,11 @@ from flmrec_spark.errors import CheckpointError
 from flmrec_spark.lm.collaborative import Collaborative, Factors, TextMap
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.neighbours import Neighbours
+from flmrec_spark.lm.profiles import Profile
 
 _ARRAYS = ("history", "target", "offset", "mix")
 _NEAR = ("history", "target", "expected")
+_PROFILE = ("tokens", "target")
 _GRADES = ("grades.liked", "grades.disliked")
 _TEXTS = ("texts.weight", "texts.bias")
 _FILE, _IDS = "factors.safetensors", "factors.parquet"
@@ -39,6 +41,8 @@ def save(folder: Path, found: Collaborative) -> None:
         if one.near is not None:
             parts = {part: getattr(one.near, part) for part in _NEAR}
             told |= {f"{name}.near_{part}": np.ascontiguousarray(own) for part, own in parts.items() if own is not None}
+        if one.profile is not None:
+            told |= {f"{name}.profile_{part}": np.ascontiguousarray(getattr(one.profile, part)) for part in _PROFILE}
     if found.grades is not None:
         told |= dict(zip(_GRADES, (found.grades.liked, found.grades.disliked), strict=True))
     if found.texts is not None:
@@ -75,6 +79,13 @@ def load(folder: Path) -> Collaborative | None:
                 raise CheckpointError(
                     f"{folder / _FILE}: {name}: got neighbours of {min(got)} items, expected {len(ids)}"
                 )
+        if one.profile is not None:
+            tokens, target = one.profile.tokens, one.profile.target
+            if len(target) != len(ids) + 1 or tokens.shape[1:] != target.shape[1:]:
+                raise CheckpointError(
+                    f"{folder / _FILE}: {name}: got profiles of shapes {tokens.shape} and {target.shape}, expected "
+                    f"(V, d) and ({len(ids) + 1}, d)"
+                )
     width = found.width + len(factors)
     if texts is not None and (texts.weight.shape[1:], texts.bias.shape) != ((width,), (width,)):
         raise CheckpointError(f"{folder / _FILE}: {_TEXTS[0]}: got shape {texts.weight.shape}, expected (D, {width})")
@@ -87,4 +98,7 @@ def _factors(tensors: Mapping[str, Any], name: str) -> Factors:
     if f"{name}.near_target" in tensors:
         history_of, target_of = (tensors[f"{name}.near_{part}"] for part in _NEAR[:2])
         near = Neighbours(history_of, target_of, tensors.get(f"{name}.near_{_NEAR[2]}"))
-    return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]), near)
+    profile = None
+    if f"{name}.profile_target" in tensors:
+        profile = Profile(*(tensors[f"{name}.profile_{part}"] for part in _PROFILE))
+    return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]), near, profile)

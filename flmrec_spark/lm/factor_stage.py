@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.lm import dataset, factor_training, neighbour_choice, neighbours, text_factors
+from flmrec_spark.lm import dataset, factor_training, neighbour_choice, neighbours, profiles
 from flmrec_spark.lm.blending import FEWEST_USERS
 from flmrec_spark.lm.collaborative import (
     LISTING,
@@ -27,19 +26,17 @@ from flmrec_spark.lm.collaborative import (
     Collaborative,
     Factors,
     FactorsOfSplits,
-    ItemFactors,
     Places,
 )
-from flmrec_spark.lm.dataset import Catalog, Examples, Floats
+from flmrec_spark.lm.dataset import Catalog
 from flmrec_spark.lm.factor_validation import Question
+from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.loading import Data
-from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.mean_embeddings import features
 from flmrec_spark.lm.neighbours import Spectrum
 from flmrec_spark.lm.prepared import Prepared
 from flmrec_spark.lm.sequences import Sequences
-from flmrec_spark.lm.text_factors import Learned
-from flmrec_spark.lm.training import BiasTerms
 
 log = logging.getLogger("flmrec")
 
@@ -112,6 +109,10 @@ def fitted(
             first[objective], second[objective], more = near
             found |= more
         told[objective] = found
+    if settings.profile and LISTING in first:
+        pair = (first[LISTING], early), (second[LISTING], late)
+        first[LISTING], second[LISTING], more = _with_profile(*pair, config, data)
+        told[LISTING] |= more  # type: ignore[operator]
     n_history = settings.history_length
     train, whole = (
         known.collaborative(factors, data.catalog, n_history) for known, factors in ((early, first), (late, second))
@@ -155,80 +156,28 @@ def _with_neighbours(
     return replace(factors, near=near), replace(later, near=newer), told
 
 
-@dataclass(frozen=True)
-class TrainingFactors:
-    """Factors as the language model is trained with them: of the catalogue, and tastes (R, F) of the examples."""
-
-    items: ItemFactors
-    texts: Learned | None  # what the texts of the items say of them
-    train: Floats
-    valid: Floats
-
-    @classmethod
-    def of(
-        cls, found: Collaborative, prepared: Prepared, data: Data, model: SegmentedModel, bias: BiasTerms
-    ) -> TrainingFactors:
-        """Of the train split."""
-        found, texts = _with_texts(found, prepared, data.catalog, model, bias, [c.TRAIN])
-        known = prepared, data.catalog, data.user_ids
-        train, valid = (tastes(found, *known, rows, [c.TRAIN]) for rows in (data.train, data.valid))
-        catalog = data.catalog
-        return cls(text_factors.of_items(found, catalog.ids(), catalog.tokens, model), texts, train, valid)
-
-
-def with_texts_of(
-    found: FactorsOfSplits,
-    prepared: Prepared,
-    catalog: Catalog,
-    model: SegmentedModel,
-    biases: tuple[BiasTerms, BiasTerms],
-) -> FactorsOfSplits:
-    """Both editions with what the texts of new items say of their factors; bias terms of train, and of all."""
-    known = prepared, catalog, model
-    return FactorsOfSplits(
-        _with_texts(found.train, *known, biases[0], [c.TRAIN])[0],
-        _with_texts(found.whole, *known, biases[1], [c.TRAIN, c.VALID])[0],
-    )
-
-
-def _with_texts(
-    found: Collaborative,
-    prepared: Prepared,
-    catalog: Catalog,
-    model: SegmentedModel,
-    bias: BiasTerms,
-    splits: list[str],
-) -> tuple[Collaborative, Learned | None]:
-    """The factors as they are served, and what the texts of the catalogue's own items say of them."""
-    features = partial(text_factors.features_of, model, catalog.tokens)
-    counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=splits)
-    items = found.of_items(found.places(catalog.ids()))
-    own = bias.item.detach().cpu().numpy()
-    own = own if len(own) else np.zeros(len(counts), dtype=np.float32)  # a model without bias terms
-    learned = text_factors.learn(features, items, item_bias=own, counts=counts)
-    if learned is None:
-        return found, None
-    factors = dict(found.factors)
-    if RATING in factors:
-        rows, start = catalog.places(found.item_ids), items.spans[RATING][0]
-        target = factors[RATING].target.copy()
-        says = learned.vectors[rows, start : start + target.shape[1]]  # neighbours are shrunk by their penalty
-        target[:-1] = text_factors.leaning(target[:-1], says, counts[rows])
-        factors[RATING] = replace(factors[RATING], target=target)
-    return replace(found, factors=factors, texts=learned.texts), learned
-
-
-def tastes(
-    found: Collaborative, prepared: Prepared, catalog: Catalog, user_ids: list[str], rows: Examples, splits: list[str]
-) -> Floats:
-    """Tastes (R, F) of the examples' users at their moments, from the rows of the splits."""
-    sequences = dataset.sequences(prepared, catalog, user_ids, splits=splits, grades=found.grades)
-    places = found.places(catalog.ids())
-    result = np.zeros((len(rows), found.width), dtype=np.float32)
-    for row, (user, moment) in enumerate(zip(rows.users.tolist(), rows.moments.tolist(), strict=True)):
-        items, labels = sequences.before(user, moment, len(sequences.items))
-        result[row] = found.taste(places[items], labels)
-    return result
+def _with_profile(
+    first: tuple[Factors, Known], second: tuple[Factors, Known], config: Config, data: Data
+) -> tuple[Factors, Factors, dict[str, float]]:
+    """Both editions with what profiles say of lists, if that helps users who are left out, and what to tell of it."""
+    (factors, early), (later, late) = first, second
+    if all(one == data.profiles[0] for one in data.profiles):
+        return factors, later, {}
+    words = data.segmenter.block(data.profiles)
+    embeddings = load_backbone(config.model.path).get_input_embeddings().weight.detach().numpy()  # type: ignore[operator]
+    table = profiles.token_table(embeddings, words, config.model.collaborative.profile)
+    choice = None
+    if table is not None:
+        own = features(table, words).astype(np.float64), profiles.likes_of(early.sequences)
+        choice = profiles.choose(*own, allowed=data.catalog.is_known[early.items], seed=config.finetune.seed)
+    if table is None or choice is None:
+        log.info("factors: %s: profiles: no better for users left out: left out", LISTING)
+        return factors, later, {}
+    gained = choice.ndcg, choice.ndcg_without
+    log.info("factors: %s: profiles: ndcg of users left out %.4f, without %.4f", LISTING, *gained)
+    of_train, whole = (profiles.fit(table, words, one.sequences, choice.variance) for one in (early, late))
+    told = {"profiles_ndcg": choice.ndcg, "ndcg_without": choice.ndcg_without}
+    return replace(factors, profile=of_train), replace(later, profile=whole), told
 
 
 def _questions(data: Data, known: Known, n_history: int) -> list[Question]:

@@ -15,11 +15,11 @@ from flmrec_spark.lm import dataset
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import ItemFactors
 from flmrec_spark.lm.dataset import Catalog, Examples
-from flmrec_spark.lm.factor_stage import tastes
 from flmrec_spark.lm.judge import Asked, Judge, Rules, Taste
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.prepared import Prepared, drawn_users
 from flmrec_spark.lm.scorer import Scorer
+from flmrec_spark.lm.training_factors import tastes
 from flmrec_spark.ranking import best
 
 K = 10
@@ -69,7 +69,9 @@ class HeldOut:
         rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids, only=drawn)
         factors, own = rules.of_items(items.ids(), items.tokens, model), None
         if rules.factors is not None and factors is not None:
-            own = tastes(rules.factors, prepared, items, user_ids, rows, _HISTORY)
+            reads = rules.factors.reads_profiles
+            profiles = dataset.profiles(prepared, segmenter, user_ids) if reads else [[] for _ in user_ids]
+            own = tastes(rules.factors, profiles, prepared, items, user_ids, rows, _HISTORY)
             if rules.has_tokens:
                 items = replace(items, tokens=replace(items.tokens, factors=factors.vectors))
         item_bias = rules.item_bias(items.item_ids)

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from flmrec_spark.lm.model import ItemStates, concatenated
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 
 SLICE = 512  # items of a slice: under a second's work, and a multiple of the encoder's block
 

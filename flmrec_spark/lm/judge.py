@@ -18,8 +18,9 @@ from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.blending import Blend, Scores, sigmoid
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Floats, ItemFactors, Places
+from flmrec_spark.lm.profiles import Words
 from flmrec_spark.lm.scorer import Index, Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Taste:
-    """What collaborative factors make of one history."""
+    """What collaborative factors make of one history and profile."""
 
     factors: Floats | None = None  # (F,), None where there are none
     is_new: bool = False  # nothing in it is of the catalogue
@@ -89,10 +90,10 @@ class Judge:
     ) -> None:
         self.scorer, self.rules, self.items, self.place_in_factors = scorer, rules, items, place_in_factors
 
-    def taste(self, history: Places, is_liked: Any, values: Any) -> Taste:
+    def taste(self, history: Places, is_liked: Any, values: Any, words: Words) -> Taste:
         """Of a history of places in the catalogue, newest first; -1 for an item that has left it.
 
-        `values` (H,) are what each interaction was worth, None where that is not known.
+        `values` (H,) are what each interaction was worth, None where that is not known; `words` those of the profile.
         """
         known = history >= 0
         is_new = not known.any()
@@ -100,7 +101,7 @@ class Judge:
             return Taste(None, is_new)
         places: Places = self.place_in_factors[history[known]]
         labels = self.rules.factors.labels(values, is_liked)[known]
-        return Taste(self.rules.factors.taste(places, labels), is_new)
+        return Taste(self.rules.factors.taste(places, labels, words), is_new)
 
     def says(self, asked: Asked) -> Said:
         """Of one user alone."""

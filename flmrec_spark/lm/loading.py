@@ -27,6 +27,7 @@ class Data:
     valid: Examples
     negatives: Negatives
     seen: Index  # sorted keys user * N + item of the train split
+    profiles: list[list[int]]  # (U,) tokens that stand before the history of each user, where factors read them
 
 
 def load_data(config: Config, prepared: Prepared) -> Data:
@@ -58,7 +59,9 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
     negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)
-    return Data(segmenter, catalog, user_ids, train, valid, negatives, seen)
+    reads_profiles = config.model.collaborative.dimension and config.model.collaborative.profile
+    profiles = dataset.profiles(prepared, segmenter, user_ids) if reads_profiles else [[] for _ in user_ids]
+    return Data(segmenter, catalog, user_ids, train, valid, negatives, seen, profiles)
 
 
 def load_segmenter(config: Config, *, has_factors: bool = True) -> Segmenter:

@@ -30,7 +30,8 @@ from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
 from flmrec_spark.lm.loading import load_segmenter
 from flmrec_spark.lm.prepared import Prepared, expect_histories, read_tables
-from flmrec_spark.lm.segments import Segmenter, TokenBlock
+from flmrec_spark.lm.segments import Segmenter
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.prompts import load_template
 
 log = logging.getLogger("flmrec")

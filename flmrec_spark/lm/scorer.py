@@ -33,8 +33,8 @@ from flmrec_spark.lm.model import ItemStates, Segment, SegmentedModel, UserState
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.one_by_one import EARLY_BLOCK, OneByOne, heads_of
 from flmrec_spark.lm.precision import DTYPES
-from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.states import ItemPart
+from flmrec_spark.lm.token_block import TokenBlock
 
 log = logging.getLogger("flmrec")
 

@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from flmrec_spark.errors import CheckpointError, ConfigError
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.prompts import Fields, Template
 
 TOO_LONG_USER = "instruction and profile exceed prompts.user_tokens"
 TOO_LONG_ITEM = "item text exceeds prompts.item_tokens"
 PROBE = "Toy Story (1995), 喜欢《活着》 é 7!"
+_BLOCK = 4096  # texts that are tokenised at once
 FACTORS = -1  # the place of the collaborative token, which is no word
 PAD = 0  # no model sees it, and every vocabulary has it, while a tokenizer's own may have been added behind the last
 
-Ids = npt.NDArray[np.int32]
 Marks = tuple[list[int], list[int]]  # before and after the text
 
 
@@ -54,29 +54,7 @@ class Interaction:
 class UserSegment:
     ids: list[int]
     n_cut: int  # interactions of the history that did not fit
-
-
-@dataclass(frozen=True)
-class TokenBlock:
-    """Segments padded to one length. ids: int32 (N, T); lengths: int32 (N,), each in 1..T; factors: float32 (N, F)."""
-
-    ids: Ids
-    lengths: Ids
-    factors: npt.NDArray[np.float32] | None = None  # what the collaborative tokens are made of
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def take(self, index: npt.NDArray[np.intp]) -> TokenBlock:
-        """The rows of an index, padded to the longest among them."""
-        lengths = self.lengths[index]
-        factors = None if self.factors is None else self.factors[index]
-        return TokenBlock(self.ids[index, : lengths.max(initial=1)], lengths, factors)
-
-    def part(self, start: int, stop: int) -> TokenBlock:
-        """Rows start .. stop - 1 in the same width."""
-        factors = None if self.factors is None else self.factors[start:stop]
-        return TokenBlock(self.ids[start:stop], self.lengths[start:stop], factors)
+    profile: list[int]  # those of the ids before the history, without marks; none where it says no more than all do
 
 
 class Segmenter:
@@ -100,8 +78,7 @@ class Segmenter:
         layout: Layout | None = None,
         has_factors: bool = False,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
+        self.tokenizer, self.template = tokenizer, template
         self.user_tokens = user_tokens
         self.item_tokens = item_tokens
         self.history_length = history_length
@@ -131,7 +108,7 @@ class Segmenter:
             return None
         if not history:
             none = self._encode(self.template.render_no_history())
-            return UserSegment(self._marked([*head, *none[:room]], self._user_marks), 0)
+            return UserSegment(self._marked([*head, *none[:room]], self._user_marks), 0, self._told(head))
         ids: list[int] = []
         taken = 0
         for entry in history[: self.history_length]:
@@ -142,7 +119,19 @@ class Segmenter:
                 break
             ids += tokens
             taken += 1
-        return UserSegment(self._marked([*head, *ids], self._user_marks), len(history) - taken)
+        return UserSegment(self._marked([*head, *ids], self._user_marks), len(history) - taken, self._told(head))
+
+    def profiles(self, profiles: Sequence[Fields]) -> list[list[int]]:
+        """`UserSegment.profile` of each user; none of one who is refused."""
+        texts, room = (
+            [self.template.render_user(profile) for profile in profiles],
+            self.user_tokens - _n(self._user_marks),
+        )
+        distinct, known = list(dict.fromkeys(texts)), dict[str, list[int]]()
+        for start in range(0, len(distinct), _BLOCK):
+            part = distinct[start : start + _BLOCK]
+            known |= zip(part, map(self._told, self._encode_all(part)), strict=True)
+        return [known[text] if len(known[text]) <= room else [] for text in texts]
 
     def entry_tokens(self, item: Fields) -> int:
         """Tokens that a liked item takes in a history."""
@@ -211,6 +200,9 @@ class Segmenter:
 
     def _marked(self, ids: list[int], marks: Marks) -> list[int]:
         return [*marks[0], *ids, *marks[1]] or [self._nothing]  # a segment of no token could not be attended to
+
+    def _told(self, head: list[int]) -> list[int]:
+        return [] if head == self._encode(self.template.render_user({})) else head
 
     def _entry(self, entry: Interaction) -> list[int]:
         return self._encode(self.template.render_entry(entry.item, is_liked=entry.is_liked, value=entry.value))

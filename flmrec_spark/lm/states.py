@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ class Terms(nn.Module):
     """What collaborative factors add to the logits of a step, and what the segments' tokens show of them.
 
     In training the factors of a share of the users and of the items are hidden, as those of new ones are: of a hidden
-    item stands what its text says, and its bias term is left out. The factors do not train with the language model,
-    which learns what they leave.
+    user stands what the profile says; of a hidden item what its text says, and its bias term is left out. The factors
+    do not train with the language model, which learns what they leave.
 
     Args:
       items: factors of the catalogue; None for a training without factors.
@@ -31,6 +31,7 @@ class Terms(nn.Module):
         self.hidden_share = hidden_share
         arrays = dict[str, Floats]()
         if items is not None:
+            self.register_buffer("is_profile", torch.from_numpy(items.is_profile), persistent=False)
             arrays = {"vectors": items.vectors, "offsets": items.offsets}
             hidden = np.zeros_like(items.vectors), np.broadcast_to(items.unknown, items.offsets.shape)
             arrays["hidden_vectors"], arrays["hidden_offsets"] = (
@@ -46,7 +47,8 @@ class Terms(nn.Module):
         users, items, offsets = tastes, self.vectors[distinct], self.offsets[distinct]  # type: ignore[index]
         if not self.training or self.hidden_share == 0:
             return Shown(self.spans, users, items, offsets, None)
-        users = users * (torch.rand(len(users), 1, device=users.device) >= self.hidden_share)
+        is_met = torch.rand(len(users), 1, device=users.device) >= self.hidden_share
+        users = users * (is_met | self.is_profile)  # type: ignore[operator]
         is_shown = torch.rand(len(items), 1, device=items.device) >= self.hidden_share
         items = torch.where(is_shown, items, self.hidden_vectors[distinct])  # type: ignore[index]
         offsets = torch.where(is_shown, offsets, self.hidden_offsets[distinct])  # type: ignore[index]

@@ -32,14 +32,14 @@ import numpy as np
 import pyarrow as pa
 
 from flmrec_spark.lm.collaborative import RATING, Collaborative, Floats, ItemFactors, Places, TextMap
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.mean_embeddings import features
+from flmrec_spark.lm.token_block import TokenBlock
 
 _FEWEST = 20  # items below which nothing is learned
 _MOST = 20_000  # items that are learned from: those with the most interactions
 _TRUST = 20.0  # interactions of an item that weighs one half
 _FOLDS = 5
 _PENALTIES = np.logspace(-2, 5, 15)  # of features of variance 1
-_BLOCK = 1024  # items whose words are looked up at once
 
 
 def of_items(found: Collaborative, ids: pa.Array, tokens: TokenBlock, model: Any) -> ItemFactors:
@@ -50,20 +50,6 @@ def of_items(found: Collaborative, ids: pa.Array, tokens: TokenBlock, model: Any
 def features_of(model: Any, tokens: TokenBlock, rows: Places) -> Floats:
     """As `features` of some rows, by the word embeddings of a SegmentedModel."""
     return features(model.backbone.get_input_embeddings().weight.detach().float().cpu().numpy(), tokens.take(rows))
-
-
-def features(embeddings: Floats, tokens: TokenBlock) -> Floats:
-    """Mean embedding (V, D) of each item's tokens; the place of the collaborative token is none: (N, D) float32."""
-    found = np.zeros((len(tokens), embeddings.shape[1]), dtype=np.float32)
-    for start in range(0, len(tokens), _BLOCK):
-        part = tokens.part(start, start + _BLOCK)
-        is_word = (np.arange(part.ids.shape[1]) < part.lengths[:, None]) & (part.ids >= 0)
-        n_words = is_word.sum(1)
-        some = np.flatnonzero(n_words)
-        first = np.cumsum(n_words[some]) - n_words[some]
-        sums = np.add.reduceat(embeddings[part.ids[is_word]], first, axis=0) if len(some) else found[:0]
-        found[start + some] = sums / n_words[some, None]
-    return found
 
 
 def leaning(target: Floats, says: Floats, counts: Floats) -> Floats:

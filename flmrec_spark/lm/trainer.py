@@ -18,8 +18,7 @@ from flmrec_spark.config import Config
 from flmrec_spark.lm import dataset, factor_stage, resume, training
 from flmrec_spark.lm.adapters import Adapter, merge
 from flmrec_spark.lm.batches import Step, epoch_order, make_step
-from flmrec_spark.lm.collaborative import Collaborative, FactorsOfSplits
-from flmrec_spark.lm.dataset import Floats
+from flmrec_spark.lm.collaborative import FactorsOfSplits
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import Data
 from flmrec_spark.lm.model import SegmentedModel
@@ -31,6 +30,7 @@ from flmrec_spark.lm.starting import build_model
 from flmrec_spark.lm.stopping import Stopping
 from flmrec_spark.lm.teacher import Teacher, soft_loss
 from flmrec_spark.lm.terms import Terms
+from flmrec_spark.lm.training_factors import TrainingFactors, tastes, with_texts_of
 from flmrec_spark.lm.validation import Validation, validate
 
 log = logging.getLogger("flmrec")
@@ -92,12 +92,10 @@ class Trainer:
         if settings.teacher is not None:
             fields = prepared.fields("items"), prepared.fields("users")
             whole = data.catalog, data.train, data.user_ids, fields
-
-            def tastes_of(factors: Collaborative) -> Floats:
-                of_train = prepared, data.catalog, data.user_ids, data.train
-                return factor_stage.tastes(factors, *of_train, [c.TRAIN])
-
-            self.teacher = Teacher(settings.teacher, *whole, self.device, tastes_of)
+            of_train = prepared, data.catalog, data.user_ids, data.train, [c.TRAIN]
+            self.teacher = Teacher(
+                settings.teacher, *whole, self.device, lambda factors, words: tastes(factors, words, *of_train)
+            )
         self.rate_factor = training.rate_factor(settings, self.n_steps)
         self.validate_every = settings.validate_every or per_epoch
         self.step = 0
@@ -106,12 +104,12 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []  # of the steps since the last validation
 
-    def _shown(self, prepared: Prepared) -> factor_stage.TrainingFactors | None:
+    def _shown(self, prepared: Prepared) -> TrainingFactors | None:
         """The factors of the train split; the items' segments hold them from now on where the model has such tokens."""
         if self.factors is None:
             return None
         data = self.data
-        shown = factor_stage.TrainingFactors.of(self.factors.train, prepared, data, self.model, self.bias)
+        shown = TrainingFactors.of(self.factors.train, prepared, data, self.model, self.bias)
         if data.segmenter.has_factors:
             tokens = replace(data.catalog.tokens, factors=shown.items.vectors)
             self.data = replace(data, catalog=replace(data.catalog, tokens=tokens))
@@ -125,7 +123,7 @@ class Trainer:
     def served_factors(self, prepared: Prepared, latest: training.BiasTerms) -> FactorsOfSplits | None:
         """The factors, with what the texts of new items say of them by the word embeddings as they are now."""
         known = prepared, self.data.catalog, self.model, (self.bias, latest)
-        return None if self.factors is None else factor_stage.with_texts_of(self.factors, *known)
+        return None if self.factors is None else with_texts_of(self.factors, *known)
 
     def latest_bias(self, prepared: Prepared) -> training.BiasTerms:
         """The learned offsets, moved by what the valid split adds to where they started.

@@ -24,8 +24,8 @@ from flmrec_spark.lm.collaborative import LISTING, RATING
 from flmrec_spark.lm.dataset import Floats
 from flmrec_spark.lm.layers import layer_of, n_layers
 from flmrec_spark.lm.model import ItemStates, Segment, SegmentedModel, concatenated
-from flmrec_spark.lm.segments import TokenBlock
 from flmrec_spark.lm.terms import Shown, Terms
+from flmrec_spark.lm.token_block import TokenBlock
 
 _BUCKET_TOKENS = 8
 _EMBEDDING = re.compile(r"embed|wte|wpe|shared")

@@ -14,6 +14,7 @@ from flmrec_spark.lm import judge, precision, worker
 from flmrec_spark.lm.judge import Judge, Rules
 from flmrec_spark.lm.kernels import can_quantize
 from flmrec_spark.lm.scorer import Scorer
+from flmrec_spark.lm.segments import UserSegment
 
 ITEMS = 256  # scored of each user, drawn by a seed: lists of a tenth of them say enough of the order
 _SEED = 1
@@ -24,7 +25,7 @@ class Asked:
     """A user: the segment, and the history, newest first, as places in the catalogue."""
 
     user_id: str
-    segment: list[int]
+    segment: UserSegment
     history: Any  # int (H,), -1 for an item that has left the catalogue
     is_liked: Sequence[bool]  # (H,)
     values: Sequence[float | None]  # (H,) what each interaction was worth
@@ -87,6 +88,6 @@ class _Sample:
         """float64 (U, N)."""
         scorer = Scorer(self.model, self.tokens, item_bias=self.bias, **{**self.means, "precision": name})
         own = Judge(scorer, self.rules, self.items, self.places)
-        users = [(one, own.taste(one.history, one.is_liked, one.values)) for one in self.users]
-        asked = [judge.Asked(one.segment, one.user_id, taste) for one, taste in users]
+        users = [(one, own.taste(one.history, one.is_liked, one.values, one.segment.profile)) for one in self.users]
+        asked = [judge.Asked(one.segment.ids, one.user_id, taste) for one, taste in users]
         return np.stack([said.score for said in own.says_each(asked)])

@@ -17,13 +17,16 @@ from flmrec_spark.lm.blending import (
     Bools,
     Calibration,
     ListBlend,
+    Names,
     Scores,
     fit_calibration,
     fit_list_blend,
+    without_idle,
 )
 from flmrec_spark.lm.collaborative import LISTING, RATING, Floats, ItemFactors
 from flmrec_spark.lm.dataset import Catalog, Examples, Index
 from flmrec_spark.lm.model import SegmentedModel
+from flmrec_spark.lm.parts import Lists, Parts, together
 from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.training import BiasTerms
@@ -31,34 +34,7 @@ from flmrec_spark.ranking import best
 
 _K = 10  # cut-off of the validation's NDCG
 _SEED = 7
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the parts of a model say of one user's items, float64 (N,) each; None for a part that there is not."""
-
-    text: Scores  # logit of the rating head with the bias terms
-    rating: Scores | Floats | None  # factors
-    head: Scores | None  # logit of the listing head
-    listing: Scores | Floats | None  # factors
-    is_new: npt.NDArray[np.bool_] | None  # items that the factors have not met
-
-    def take(self, places: Any) -> Parts:
-        return Parts(*[None if part is None else part[places] for part in vars(self).values()])  # type: ignore[arg-type]
-
-    @property
-    def has_listing(self) -> bool:
-        return self.head is not None or self.listing is not None
-
-    def plain_rating(self) -> Scores:
-        """The logit as training has it, before anything is fitted."""
-        return self.text if self.rating is None else self.text + self.rating
-
-    def plain_listing(self) -> Scores:
-        if not self.has_listing:
-            return self.plain_rating()
-        parts: Any = [part for part in (self.head, self.listing) if part is not None]
-        return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
+_CELLS = 10_000_000  # users times items of whole lists that are kept
 
 
 @dataclass(frozen=True)
@@ -71,6 +47,7 @@ class Validation:
     drawn: Parts  # of each user's items liked next, and of N_DRAWN others
     is_relevant: npt.NDArray[np.bool_]
     weights: Scores  # by which the two sides of each user weigh 1
+    lists: Lists  # whole ones, of the same users or of some of them
     of_new: tuple[Bools, Bools]  # rows of `asked` and of `drawn` whose user has no history
     n_new: int  # users without history
     n_known: int
@@ -81,26 +58,41 @@ class Validation:
         Where most are without history and few have one, nothing here says what tastes are worth: they weigh as in
         training, and what is fitted on all is for users without.
         """
-        new, every = self.of_new, tuple(np.ones(len(rows), dtype=bool) for rows in self.of_new)
+        new = (*self.of_new, self.lists.is_new)
+        every = tuple(np.ones(len(rows), dtype=bool) for rows in new)
         of_all = self._fitted(*every)
         if self.n_known < min(FEWEST_USERS, self.n_new):
             known, unknown = self._as_trained(), of_all
         elif self.n_new < FEWEST_USERS:
             return of_all, None
         else:
-            known, unknown = self._fitted(~new[0], ~new[1], otherwise=of_all), self._fitted(*new, otherwise=of_all)
+            known, unknown = (
+                self._fitted(*(~rows for rows in new), otherwise=of_all),
+                self._fitted(*new, otherwise=of_all),
+            )
         # What a hybrid is made of is the same for all users.
         return (of_all, None) if (known.listing is None) != (unknown.listing is None) else (known, unknown)
 
-    def _fitted(self, asked: Bools, drawn: Bools, *, otherwise: Blend | None = None) -> Blend:
+    def _fitted(self, asked: Bools, drawn: Bools, users: Bools, *, otherwise: Blend | None = None) -> Blend:
         """On some rows; a part that they say nothing of is as in `otherwise`."""
         parts, given = self.asked.take(asked), otherwise or Blend(Calibration(), None)
         calibration = fit_calibration(parts.text, parts.rating, self.labels[asked] > 0.5)
         calibration = given.calibration if calibration == Calibration() else calibration
-        parts = self.drawn.take(drawn)
+        parts, sides = self.drawn.take(drawn), (self.is_relevant[drawn], self.weights[drawn])
         rating = calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
-        told = rating, parts.head, parts.listing, self.is_relevant[drawn], self.weights[drawn], parts.is_new
-        return Blend(calibration, fit_list_blend(*told) or given.listing or self._untold())
+        whole = {"rating": rating, "head": parts.head, "factors": parts.listing}
+
+        def fit(names: Names) -> ListBlend | None:
+            own: list[Any] = [part if name in names else None for name, part in whole.items()]
+            return fit_list_blend(own[0], own[1], own[2], *sides, parts.is_new)
+
+        def value(listing: ListBlend) -> float:
+            return self.lists.ndcg(Blend(calibration, listing), k=_K, of=users)
+
+        names = frozenset(name for name, part in whole.items() if part is not None)
+        is_enough = np.count_nonzero(users) >= FEWEST_USERS
+        listing = without_idle(fit, value, names) if is_enough else fit(names)
+        return Blend(calibration, listing or given.listing or self._untold())
 
     def _untold(self) -> ListBlend | None:  # as learned, where no list was asked for, as of the stock pair on a CPU
         return ListBlend(0.0, head=1.0, factors=1.0) if self.asked.has_listing and not len(self.weights) else None
@@ -141,6 +133,9 @@ def validate(
     is_liked = is_target & (data.labels > 0.5)
     asked, drawn, relevance, weights = [], [], [], []
     new_of_drawn: list[Bools] = []
+    whole, new_of_lists = (list[Parts](), list[Any]()), list[bool]()
+    n_lists = min(n_rows, _CELLS // n_items)
+    is_kept = np.random.default_rng(_SEED).permutation(n_rows) < n_lists
     targets_of = [data.targets[row][is_target[row]] for row in range(n_rows)]
     has_lists = model.join != "full" or not asker.is_on_cpu  # a catalogue of stock pairs a user would take hours there
     for row, parts in enumerate(asker.each(data, None if has_lists else targets_of)):
@@ -162,20 +157,25 @@ def validate(
             relevance.append(np.arange(len(relevant) + len(others)) < len(relevant))
             weights.append(np.where(relevance[-1], 1 / len(relevant), 1 / len(others)))
             new_of_drawn.append(np.full(len(relevance[-1]), data.is_new[row]))
+            if is_kept[row]:
+                whole[0].append(parts.take(left))
+                whole[1].append(np.searchsorted(np.flatnonzero(left), relevant))
+                new_of_lists.append(bool(data.is_new[row]))
     model.train(was_training)
     users, labels = np.repeat(data.users, is_target.sum(1)), data.labels[is_target]
-    together = _together(asked)
-    found = _measured(users, labels, together.plain_rating())
+    every = together(asked)
+    found = _measured(users, labels, every.plain_rating())
     found["ndcg"] = _mean(metrics.ndcg(hits, n_relevant, k=_K))
     sides, of_drawn = (np.concatenate(each) if each else np.zeros(0, dtype=bool) for each in (relevance, new_of_drawn))
     n_new = len(np.unique(data.users[data.is_new]))
     return Validation(
         found,
-        together,
+        every,
         labels,
-        _together(drawn),
+        together(drawn),
         sides,
         np.concatenate(weights) if weights else np.zeros(0),
+        Lists(*whole, np.array(new_of_lists, dtype=bool)),
         (np.repeat(data.is_new, is_target.sum(1)), of_drawn),
         n_new,
         len(np.unique(data.users)) - n_new,
@@ -229,13 +229,6 @@ def _draw(left: npt.NDArray[np.bool_], targets: Index, row: int) -> Index:
     others = np.setdiff1d(np.flatnonzero(left), targets)
     random = np.random.default_rng([_SEED, row])
     return random.choice(others, size=min(N_DRAWN, len(others)), replace=False)
-
-
-def _together(parts: list[Parts]) -> Parts:
-    if not parts:
-        return Parts(np.zeros(0), None, None, None, None)
-    columns = [[getattr(one, name) for one in parts] for name in vars(parts[0])]
-    return Parts(*[None if column[0] is None else np.concatenate(column) for column in columns])  # type: ignore[arg-type]
 
 
 def _measured(users: Index, labels: Floats, logits: Scores) -> dict[str, float]:

@@ -25,7 +25,8 @@ from flmrec_spark.lm.judge import Judge, Rules
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.scorer import Index, Scorer
-from flmrec_spark.lm.segments import Segmenter, TokenBlock
+from flmrec_spark.lm.segments import Segmenter
+from flmrec_spark.lm.token_block import TokenBlock
 
 log = logging.getLogger("flmrec")
 

@@ -210,7 +210,7 @@ def _asked(user: User, worker: Any) -> tuple[Answer, Any, Any]:
         n_left = len(asked)
     if n_left == 0:
         return Answer(has_history, segment.n_cut, NO_CANDIDATES), None, None
-    taste = worker.judge.taste(user.history, user.is_liked, user.values)
+    taste = worker.judge.taste(user.history, user.is_liked, user.values, segment.profile)
     question = Asked(segment.ids, user.user_id, taste, asked)
     return Answer(has_history, segment.n_cut, asked=asked), question, excluded
 

@@ -41,7 +41,8 @@ def chosen_precision(prompts: DataFrame, shipped: Shipped, *, n: int) -> DataFra
                 history = user.interactions(catalogue.fields, segmenter.history_length)
                 segment = segmenter.user(user.profile, history)
                 if segment is not None:
-                    users.append(trial.Asked(user.user_id, segment.ids, user.history, user.is_liked, user.values))
+                    own = user.user_id, segment, user.history, user.is_liked, user.values
+                    users.append(trial.Asked(*own))
         choice = trial.choose(folder, users, n=n, packed=bundle.packed, device=device)
         yield pa.RecordBatch.from_pydict({"precision": [choice.precision], "reason": [choice.reason]})
 

@@ -34,12 +34,12 @@ def rows_of(config: Path, table: str, *more: str) -> list[dict[str, Any]]:
 
 
 def test_each_part_is_compared_with_the_model_without_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arms = ["text, liked history", "+ neighbours", "+ collaborative tokens"]
+    arms = ["text, liked history", "+ profiles", "+ collaborative tokens"]
     rows = rows_of(config, "parts", "--only", *arms, "--users", "20", "model.collaborative.dimension=4")
     assert [(row["name"], row["against"]) for row in rows] == [
         ("text, liked history", "text, liked history"),
-        ("+ neighbours", "text, liked history"),  # what it would be compared with was not asked for
-        ("+ collaborative tokens", "+ neighbours"),
+        ("+ profiles", "text, liked history"),  # what it would be compared with was not asked for
+        ("+ collaborative tokens", "+ profiles"),
     ]
     for row in rows:
         assert len(row["auc_seeds"]) == len(row["train_seconds"]) == 2
@@ -66,16 +66,14 @@ def test_every_join_is_compared_with_the_stock_pair(config: Path) -> None:
 
 
 def test_the_last_two_parts_are_the_config_without_and_with_tokens(config: Path) -> None:
-    first, *_, factors, graded, near, last = ablation.parts_of(load_config(config), config.parent)
+    first, *_, factors, graded, near, profiles, last = ablation.parts_of(load_config(config), config.parent)
     assert first.against == first.name
-    tokens, labels, none = (
-        "model.collaborative.tokens=",
-        "finetune.factors.graded_labels=",
-        "model.collaborative.neighbours=0",
-    )
-    assert factors.settings == (f"{tokens}false", f"{labels}false", none)
-    assert graded.settings == (f"{tokens}false", none)
-    assert (near.settings, last.settings) == ((f"{tokens}false",), (f"{tokens}true",))
+    without, neither = "model.collaborative.tokens=false", "model.collaborative.profile=0"
+    lone = "model.collaborative.neighbours=0"
+    assert factors.settings == (without, neither, lone, "finetune.factors.graded_labels=false")
+    assert graded.settings == (without, neither, lone)
+    assert near.settings == (without, neither)
+    assert (profiles.settings, last.settings) == ((without,), ("model.collaborative.tokens=true",))
 
 
 def test_a_setting_that_is_taken_for_an_arm_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from flmrec_spark.lm import native
 from flmrec_spark.lm.attention import NativeAttention, TorchAttention, attention_of
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 
 KERNEL = native.load(native.build())
 pytestmark = pytest.mark.skipif(KERNEL is None, reason="no C compiler, or a CPU that the kernel does not know")

@@ -13,7 +13,7 @@ from flmrec_spark.lm import native
 from flmrec_spark.lm.early_join import EarlyJoin
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.tiny import DECODERS, ENCODER_DECODERS, FAMILIES, SEGMENTED
 
 KERNEL = native.load(native.build())

@@ -20,6 +20,7 @@ from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.segments import FACTORS
 from flmrec_spark.lm.trainer import Trainer
+from flmrec_spark.lm.training_factors import tastes
 from tests.prepared import prepared_rows, tiny_config, write_prepared
 
 LEARNED = {"epochs": 4, "rows_per_step": 8, "learning_rate": 0.02, "weight_decay": 0.01}
@@ -123,7 +124,7 @@ def test_tastes_are_made_of_what_lies_strictly_before_the_moment(world: Path) ->
     fitted = factor_stage.fitted(config, prepared, data, torch.device("cpu"))
     assert fitted is not None
     train = fitted[0].train
-    got = factor_stage.tastes(train, prepared, data.catalog, data.user_ids, data.train, [c.TRAIN])
+    got = tastes(train, data.profiles, prepared, data.catalog, data.user_ids, data.train, [c.TRAIN])
     rows = prepared.tables["interactions"].to_pylist()
     for row in range(len(data.train)):
         user, moment = data.user_ids[data.train.users[row]], data.train.moments[row]

@@ -14,7 +14,7 @@ from flmrec_spark.lm.model import ItemStates, SegmentedModel
 from flmrec_spark.lm.native import Kernel
 from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.lm.test_native import kernel  # noqa: F401  # a fixture: one for each instruction set
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C compiler, or a CPU that the kernel does not know")

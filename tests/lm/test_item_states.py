@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from flmrec_spark.lm import item_states
 from flmrec_spark.lm.model import ItemStates, SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.tiny import tiny_bert
 
 N_ITEMS = 1300  # three slices

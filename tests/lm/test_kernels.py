@@ -16,7 +16,7 @@ from flmrec_spark.lm.kernels import PackedLinear, can_quantize, pack_linears, qu
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.tiny import tiny_bert
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")

@@ -14,7 +14,7 @@ from flmrec_spark.lm import memory
 from flmrec_spark.lm.memory import Blocks
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.tiny import tiny_bert
 
 FAULTS = (

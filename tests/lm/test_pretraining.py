@@ -20,7 +20,8 @@ from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_segmenter
 from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.pretraining import MARK, pretrain, read_texts
-from flmrec_spark.lm.segments import Segmenter, TokenBlock
+from flmrec_spark.lm.segments import Segmenter
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.prompts import load_template
 from tests.prepared import tiny_config
 from tests.tiny import DECODERS, ENCODER_DECODERS, FAMILIES, FULL_ONLY, save_family, tiny_tokenizer

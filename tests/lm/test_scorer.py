@@ -15,7 +15,7 @@ from flmrec_spark.lm import scorer as module
 from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.ranking import best
 from tests.tiny import tiny_bert
 

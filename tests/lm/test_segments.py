@@ -165,7 +165,7 @@ def test_profiles_leave_nothing_in_memory():
     own = segmenter()
     for age in range(50):
         own.user({"age": age}, [liked("a")])
-    assert len(own._tokens) == 1  # the entry: as many as items, while profiles are as many as users
+    assert len(own._tokens) == 2  # the entry, as many as items, and no profile at all: profiles are as many as users
 
 
 def test_the_probe_tells_tokenizers_apart():

@@ -148,4 +148,4 @@ def test_a_teacher_that_is_not_there_or_reads_other_tables_is_told(world):
     data, fields = own.data, ([], ["group"])
     with pytest.raises(ConfigError, match=r"finetune.teacher: .*foreign: .*unknown field \{genre\}"):
         whole = data.catalog, data.train, data.user_ids, fields
-        Teacher(str(world / "foreign"), *whole, torch.device("cpu"), lambda factors: np.zeros((0, factors.width)))
+        Teacher(str(world / "foreign"), *whole, torch.device("cpu"), lambda factors, _: np.zeros((0, factors.width)))

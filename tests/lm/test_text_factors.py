@@ -13,14 +13,15 @@ from sklearn.linear_model import Ridge
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import checkpoint, dataset, factor_files, text_factors
+from flmrec_spark.lm import checkpoint, dataset, factor_files, mean_embeddings, text_factors
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, ItemFactors, TextMap
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.judge import Rules
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
-from flmrec_spark.lm.segments import FACTORS, TokenBlock
+from flmrec_spark.lm.segments import FACTORS
 from flmrec_spark.lm.terms import Terms
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.lm.training import BiasTerms
 from tests.lm.test_factor_stage import with_factors
@@ -30,12 +31,12 @@ N, D, WIDTH = 60, 3, 2
 
 
 def test_a_feature_is_the_mean_of_the_words_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_factors, "_BLOCK", 2)
+    monkeypatch.setattr(mean_embeddings, "_BLOCK", 2)
     embeddings = np.array([[9, 9], [1, 0], [0, 2], [4, 4]], dtype=np.float32)
     ids = np.array([[1, 2, 0], [FACTORS, 3, 3], [FACTORS, 0, 0], [2, 2, 1], [3, 0, 0]], dtype=np.int32)
     tokens = TokenBlock(ids, np.array([2, 3, 1, 3, 1], dtype=np.int32))
     expected = [[0.5, 1], [4, 4], [0, 0], [1 / 3, 4 / 3], [4, 4]]
-    np.testing.assert_allclose(text_factors.features(embeddings, tokens), expected, rtol=1e-6)
+    np.testing.assert_allclose(mean_embeddings.features(embeddings, tokens), expected, rtol=1e-6)
 
 
 def linear(seed: int = 0, noise: float = 0.1) -> tuple[np.ndarray, ItemFactors, np.ndarray, np.ndarray]:
@@ -53,6 +54,7 @@ def linear(seed: int = 0, noise: float = 0.1) -> tuple[np.ndarray, ItemFactors, 
         np.array([-7, -7], dtype=np.float32),
         {LISTING: (0, 1), RATING: (1, 2)},
         is_new,
+        np.zeros(WIDTH, dtype=bool),
     )
     return features, items, np.where(is_new, 0, 2 * standard[:, 2]).astype(np.float32), np.where(is_new, 0, 40.0)
 

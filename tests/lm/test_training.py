@@ -13,7 +13,7 @@ from flmrec_spark.config import FinetuneConfig
 from flmrec_spark.lm import training
 from flmrec_spark.lm.batches import Step
 from flmrec_spark.lm.model import Segment, SegmentedModel
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
 from tests.tiny import tiny_bert
 

@@ -14,13 +14,16 @@ import torch
 
 from flmrec_spark.lm import bundles, precision, trial, worker
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import Segmenter
+from flmrec_spark.lm.segments import Segmenter, UserSegment
 from flmrec_spark.prompts import load_template
 from tests.scored import ITEM_TOKENS, USER_TOKENS, write_checkpoint
 from tests.tiny import tiny_tokenizer
 
 N_ITEMS = 300
-USERS = [trial.Asked(f"{at}", [2, 5 + at, 9, 7 + at, 3], np.zeros(0, dtype=np.intp), [], []) for at in range(12)]
+USERS = [
+    trial.Asked(f"{at}", UserSegment([2, 5 + at, 9, 7 + at, 3], 0, [5 + at]), np.zeros(0, dtype=np.intp), [], [])
+    for at in range(12)
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +113,16 @@ def test_bf16_is_compared_as_it_scores(bundle: Path, monkeypatch: pytest.MonkeyP
     assert 0.5 < agreed.overlap <= 1.0
     assert (found.precision == "bf16") == agreed.is_good
     assert f"bf16 lists {agreed.overlap:.3f} of fp32's 10 best" in found.reason
+
+
+def test_tastes_are_made_of_the_words_of_the_profile_too(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, own = [], trial.Judge.taste
+
+    def taste(self: trial.Judge, *told: Any) -> Any:
+        words.append(told[-1])
+        return own(self, *told)
+
+    monkeypatch.setattr(trial.Judge, "taste", taste)
+    monkeypatch.setitem(precision.DTYPES, "half", torch.float32)
+    choose(bundle, monkeypatch, {"fp32": 1e11, "half": 4e11})
+    assert words == 2 * [one.segment.profile for one in USERS]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import FACTORS, TokenBlock
+from flmrec_spark.lm.segments import FACTORS
+from flmrec_spark.lm.token_block import TokenBlock
 
 device_join = pytest.importorskip("flmrec_spark.lm.device_join")  # needs Triton
 device_kernels = pytest.importorskip("flmrec_spark.lm.device_kernels")

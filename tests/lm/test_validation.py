@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from flmrec_spark.lm import validation as module
-from flmrec_spark.lm.blending import Calibration, ListBlend, fit_calibration, fit_list_blend
+from flmrec_spark.lm.blending import Blend, Calibration, ListBlend, fit_calibration, fit_list_blend
 from flmrec_spark.lm.dataset import Catalog, Examples
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.parts import Lists, Parts, together
+from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.lm.training import BiasTerms
-from flmrec_spark.lm.validation import Parts, Validation, validate
+from flmrec_spark.lm.validation import Validation, validate
 from tests.lm.test_scorer import catalog as tokens
 from tests.lm.test_scorer import segmented, uncached
 
@@ -150,7 +151,8 @@ def judged(n_known: int, n_new: int, *, has_listing: bool = True) -> Validation:
     parts = Parts(text, rating, None, listing if has_listing else None, None)
     relevant = random.random(N_ROWS) < 1 / (1 + np.exp(-np.where(new, text - listing, listing)))
     labels = liked.astype(np.float32)
-    return Validation({}, parts, labels, parts, relevant, np.ones(N_ROWS), (new, new), n_new, n_known)
+    lists = Lists([], [], np.zeros(0, dtype=bool))
+    return Validation({}, parts, labels, parts, relevant, np.ones(N_ROWS), lists, (new, new), n_new, n_known)
 
 
 def test_users_without_history_are_blended_apart_where_both_kinds_are_enough():
@@ -219,3 +221,70 @@ def test_users_without_history_are_counted_once_each(told):
     assert (found.n_new, found.n_known) == (1, 1)
     assert found.of_new[0].tolist() == [False, False, True, True]
     assert len(found.of_new[1]) == len(found.is_relevant)
+
+
+def test_lists_tell_the_ndcg_of_a_blend_of_all_users_and_of_some():
+    random = np.random.default_rng(8)
+    parts, places, by_hand = [], [], []
+    blend = Blend(Calibration(0.5, 0.1, 2.0), ListBlend(0.3, 0.7, 1.2, new=-0.5))
+    for _ in range(30):
+        text, rating, head, listing = random.normal(size=(4, 60))
+        is_new, relevant = random.random(60) < 0.2, np.sort(random.choice(60, size=5, replace=False))
+        parts.append(Parts(text, rating, head, listing, is_new))
+        places.append(relevant)
+        score = 0.3 * (0.5 * text + 2 * rating) + 0.7 * head + 1.2 * listing - 0.5 * is_new
+        gains = np.isin(np.argsort(-score)[:10], relevant) / np.log2(np.arange(2, 12))
+        by_hand.append(gains.sum() / (1 / np.log2(np.arange(2, 7))).sum())
+    found = Lists(parts, places, np.arange(30) % 2 == 1)
+    assert found.ndcg(blend, k=10) == pytest.approx(np.mean(by_hand))
+    assert found.ndcg(blend, k=10, of=found.is_new) == pytest.approx(np.mean(by_hand[1::2]))
+    assert math.isnan(found.ndcg(blend, k=10, of=np.zeros(30, dtype=bool)))
+
+
+def test_lists_that_are_kept_hold_what_a_list_could_hold(told, monkeypatch: pytest.MonkeyPatch):
+    rows = examples([(5, 0, [1, 3], [1, 0]), (6, 1, [2, 0], [1, 1]), (5, 2, [3], [0])])
+    rows = replace(rows, is_new=np.array([False, True, False]))
+    known = {"seen": (2, 4), "is_known": [True, True, True, False]}  # user 0 has met item 2, user 1 item 0
+    found = run(rows, **known).lists
+    assert [part.text.tolist() for part in found.parts] == [[3.0, 2.0], [1.0, 2.0]]  # the third user likes nothing
+    assert [part.tolist() for part in found.relevant] == [[1], [1]]
+    assert found.is_new.tolist() == [False, True]
+    monkeypatch.setattr(module, "_CELLS", 2 * N_ITEMS)
+    assert len(run(examples([(5, at, [1], [1]) for at in range(9)])).lists.parts) == 2
+
+
+def test_a_part_that_tells_liked_from_random_but_spoils_the_first_places_weighs_nothing():
+    """Of what new users like most the head knows nothing, of all else everything; of the others it knows all alike."""
+    n_users, n_items = 120, 150
+    random = np.random.default_rng(6)
+    first, drawn, relevance, places = [], [], [], []
+    new = np.arange(n_users) % 2 == 1
+    for is_new in new:
+        listing = random.normal(size=n_items)
+        liked = np.flatnonzero(random.random(n_items) < 1 / (1 + np.exp(-3 * listing + 1.5)))
+        head = 2.0 * listing + random.normal(size=n_items)
+        if is_new:
+            head = np.where(listing > 1.3, random.normal(scale=3.0, size=n_items), 2.0 * listing)
+        drawn.append(Parts(random.normal(size=n_items), None, head, listing + 0.5 * random.normal(size=n_items), None))
+        relevance.append(np.isin(np.arange(n_items), liked))
+        places.append(liked)
+        first.append(drawn[-1].take(np.array([0, 1])))
+    every, lists = together(drawn), Lists(drawn, places, new)
+    of_rows, of_drawn = np.repeat(new, 2), np.repeat(new, n_items)
+    labels = (np.arange(2 * n_users) % 2).astype(np.float32)
+    relevant, weights = np.concatenate(relevance), np.ones(n_users * n_items)
+    kinds = (of_rows, of_drawn)
+    found = Validation({}, together(first), labels, every, relevant, weights, lists, kinds, 60, 60)
+    known, unknown = found.blends()
+    assert unknown is not None and unknown.listing is not None and known.listing is not None
+    rating = unknown.calibration.log_odds(every.text)
+    own = (part[of_drawn] for part in (rating, every.head, every.listing, relevant, weights))
+    naive = fit_list_blend(*own)
+    assert naive is not None and naive.head > 0.1
+    assert (unknown.listing.head, known.listing.head > 0.1) == (0.0, True)
+    assert min(unknown.listing.factors, known.listing.factors) > 0.1
+    spoilt = replace(unknown, listing=naive)
+    assert lists.ndcg(unknown, k=10, of=new) > lists.ndcg(spoilt, k=10, of=new) + 0.01
+    few = replace(found, lists=Lists(drawn[:98], places[:98], new[:98]))  # 49 of a kind are too few to say so
+    _, unsaid = few.blends()
+    assert unsaid is not None and unsaid.listing == naive

@@ -21,6 +21,7 @@ from flmrec_spark.lm.collaborative import Collaborative, Factors, FactorsOfSplit
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.neighbours import Neighbours
+from flmrec_spark.lm.profiles import Profile
 from flmrec_spark.lm.segments import FACTORS, Interaction, Segmenter
 from flmrec_spark.prompts import load_template
 from flmrec_spark.stages.scores import scores
@@ -31,7 +32,7 @@ from tests.tiny import tiny_bert, tiny_tokenizer
 from tests.world import ITEMS
 
 KNOWN = ITEMS[:10]  # the others are new to the factors
-DIMENSION, NEAR, TASTE_LENGTH = 3, 2, 4
+DIMENSION, NEAR, PROFILE, TASTE_LENGTH = 3, 2, 2, 4
 USERS: dict[str, tuple[Any, ...]] = {
     "ann": ("30", HISTORY, ["i01", "i00"], None),
     "bob": ("30", LONG_HISTORY, [], ["i12", "i01", "i05", "i11"]),
@@ -64,9 +65,17 @@ def neighbours(seed: int, n_items: int) -> Neighbours:
     return Neighbours(*(part.astype(np.float32) for part in (history, target, random.uniform(0.3, 0.7, size=n_items))))
 
 
+def profile(seed: int, n_items: int) -> Profile:
+    random = np.random.default_rng(seed)
+    tokens, target = random.normal(size=(len(tiny_tokenizer()), PROFILE)), random.normal(size=(n_items + 1, PROFILE))
+    target[-1] = 0
+    return Profile(tokens.astype(np.float32), target.astype(np.float32))
+
+
 def collaborative(seed: int) -> Collaborative:
     rating = replace(factors(seed + 1, len(KNOWN)), near=neighbours(seed + 2, len(KNOWN)))
-    both = {"listing": factors(seed, len(KNOWN)), "rating": rating}
+    listing = replace(factors(seed, len(KNOWN)), profile=profile(seed + 3, len(KNOWN)))
+    both = {"listing": listing, "rating": rating}
     return Collaborative(pa.array(sorted(KNOWN)), both, TASTE_LENGTH, grades=GRADES)
 
 
@@ -83,7 +92,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         item_position=USER_TOKENS,
         item_tokens=ITEM_TOKENS,
         has_listing=True,
-        n_factors=2 * DIMENSION + NEAR,
+        n_factors=2 * DIMENSION + NEAR + PROFILE,
         **form,
     ).eval()
     generator = torch.Generator().manual_seed(5)
@@ -123,15 +132,18 @@ def sigmoid(value: float) -> float:
     return 1.0 / (1.0 + math.exp(-value))
 
 
-def taste_by_hand(one: Factors, history: Sequence[tuple[str, bool, float]]) -> Any:
+def taste_by_hand(one: Factors, history: Sequence[tuple[str, bool, float]], words: Sequence[int]) -> Any:
     ids = sorted(KNOWN)
     kept = [(ids.index(item), liked, value) for item, liked, value in history if item in KNOWN][:TASTE_LENGTH]
     taste = np.zeros(DIMENSION)
     for age, (place, liked, _) in enumerate(kept):
         weight = one.mix[0] / math.sqrt(len(kept)) + one.mix[1] * math.exp(-age / 3.0) / math.sqrt(3.0)
         taste += weight * one.history[place if liked else len(ids) + place]
-    if one.near is None:
-        return taste
+    if one.profile is not None:
+        return np.concatenate(
+            [taste, sum((one.profile.tokens[word] for word in words), np.zeros(PROFILE)) / max(1, len(words))]
+        )
+    assert one.near is not None
     over = [LABELS[liked, value] - float(one.near.expected[place]) for place, liked, value in kept]
     mean = sum(over) / (len(over) + 4)
     near = sum(
@@ -141,7 +153,8 @@ def taste_by_hand(one: Factors, history: Sequence[tuple[str, bool, float]]) -> A
 
 
 def vector_by_hand(one: Factors, place: int) -> Any:
-    return one.target[place] if one.near is None else np.concatenate([one.target[place], one.near.target[place]])
+    (more,) = (part for part in (one.near, one.profile) if part is not None)
+    return np.concatenate([one.target[place], more.target[place]])
 
 
 @torch.inference_mode()
@@ -154,7 +167,8 @@ def by_hand(found: Checkpoint, user_id: str, whole: Collaborative, biases: Biase
     entries = [Interaction(rows[item], liked, value) for item, liked, value in history if item in rows]
     segment = segmenter.user({"age": age}, entries)
     assert segment is not None and segment.ids.count(FACTORS) == 1
-    tastes = {kind: taste_by_hand(one, history) for kind, one in whole.factors.items()}
+    words = segmenter.tokenizer(segmenter.template.render_user({"age": age}), add_special_tokens=False)["input_ids"]
+    tastes = {kind: taste_by_hand(one, history, words) for kind, one in whole.factors.items()}
     user = Segment(*_padded(segment.ids), torch.tensor(np.concatenate(list(tastes.values()))[None]).float())
     result = {}
     for item, row in rows.items():

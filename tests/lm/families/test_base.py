@@ -18,7 +18,7 @@ from flmrec_spark.lm.families.registry import FAMILIES as KNOWN
 from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.stock import stock_pair
 from tests.tiny import DECODERS, ENCODER_DECODERS, FAMILIES, FULL_ONLY, SEGMENTED, tiny_family
 

@@ -13,7 +13,7 @@ from flmrec_spark.lm import native
 from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import TokenBlock
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.lm.families.test_base import FORMS, padded, prefixes, segmented, segments
 from tests.tiny import FULL_ONLY, SEGMENTED
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from flmrec_spark.lm.model import Segment, SegmentedModel
 from flmrec_spark.lm.precision import can_pack
 from flmrec_spark.lm.scorer import Scorer
-from flmrec_spark.lm.segments import FACTORS, TokenBlock
+from flmrec_spark.lm.segments import FACTORS
+from flmrec_spark.lm.token_block import TokenBlock
 from tests.lm.families.test_base import FORMS, ITEM_POSITION, ITEM_TOKENS, logits, padded
 from tests.tiny import FULL_ONLY, SEGMENTED, tiny_family
 
