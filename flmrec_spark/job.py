@@ -83,7 +83,7 @@ class Job:
         """Whether the table runs has this run as done."""
         if not self.run_id or not self.tables.exists("runs"):
             return False
-        predicate = f"{run_predicate(self.run_id)} AND job = '{self.name}' AND verdict = 'done'"
+        predicate = f"{run_predicate(self.run_id, job=self.name)} AND verdict = 'done'"
         return not self.tables.read("runs").where(predicate).isEmpty()
 
     def metadata(self) -> dict[str, object]:
@@ -201,7 +201,7 @@ def _record(job: Job, verdict: str, message: str) -> None:
     }
     schema = StructType([StructField(col.name, col.type) for col in schemas.RUNS.columns])
     frame = job.spark.createDataFrame([row], schema)
-    predicate = f"{run_predicate(job.run_id)} AND job = '{job.name}'"
+    predicate = run_predicate(job.run_id, job=job.name)
     job.tables.replace_rows(schemas.RUNS, frame, predicate, {"job": job.name, "run_id": job.run_id})
 
 

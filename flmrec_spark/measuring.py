@@ -53,7 +53,7 @@ def inputs_of(job: Job, shipped: Shipped, diverse: Diverse | None, kept: ExitSta
         interactions,
         splits=history_splits,
         history_length=max(HISTORY_LENGTH, shipped.history_length),
-        exclude_seen=True,
+        exclude_seen=job.config.score.exclude_seen,
     )
     prompts = kept.enter_context(kept_in_memory(prompts))
     sizes = rows.groupBy(c.USER_ID).agg(F.count_distinct(c.ITEM_ID).alias("items"), F.count("*").alias("rows"))
@@ -90,6 +90,14 @@ def tell_what_it_was_trained_on(job: Job) -> None:
             of,
             job.inputs["interactions"],
         )
+
+
+def title(job: Job) -> str:
+    """What was measured, in a line; also of how much nothing can be said."""
+    n_left = job.counts["unscored_rows"]
+    more = f"; {n_left:,} more have no score, as a prompt of theirs is too long" if n_left else ""
+    rows, users = job.counts["held_out_rows"] - n_left, job.counts["users"]
+    return f"{job.run_id}: {rows:,} rows of {users:,} users in {job.config.evaluate.split}{more}"
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Templates: a user and an item as text. The only place where a prompt is written.
 
-A template is four short lists of pieces. A piece with a field that has no value is left out, so a user without
-a profile or an item without a genre reads naturally. Rendering never cuts: what does not fit is decided in
-tokens, by `lm.segments`, and only from the oldest history.
+A template is two short lists of pieces, three pieces for a history, and for decoders an answer. A piece with a field
+that has no value is left out, so a user without a profile or an item without a genre reads naturally. Rendering never
+cuts: what does not fit is decided in tokens, by `lm.segments`, and only from the oldest history.
 """
 
 from __future__ import annotations

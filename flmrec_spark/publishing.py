@@ -46,14 +46,19 @@ def write_rejects(job: Job, staged: DataFrame, refused_items: DataFrame) -> None
         for source, (frame, key) in sources.items()
     ]
     every = reduce(DataFrame.unionByName, refused)
-    job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id), job.metadata())
+    job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id, job=job.name), job.metadata())
 
 
 def _has_rejects(job: Job) -> bool:
     """Whether an earlier attempt of this run has left some."""
     if not job.tables.exists("rejects"):
         return False
-    return not job.tables.read("rejects").where(run_predicate(job.run_id)).isEmpty()
+    return not job.tables.read("rejects").where(run_predicate(job.run_id, job=job.name)).isEmpty()
+
+
+def is_broken(job: Job) -> bool:
+    """Whether the lists have a fault that no setting heals: of a host, or of the release that made them."""
+    return bool(audit.broken(job.counts, job.config.score))
 
 
 def judge(job: Job) -> None:

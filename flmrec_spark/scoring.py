@@ -32,9 +32,9 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
     """
     contents = []
     for name in INPUTS:
-        version, made = job.tables.state(name)
-        job.inputs[name] = str(version)
-        contents.append(made.get("content"))
+        state = job.tables.state(name)
+        job.inputs[name] = str(state.version)
+        contents.append((state.of_rows, state.made.get("content")))
     strategy, made_by = job.config.score.strategy, []
     if strategy in NEEDS_CHECKPOINT:
         job.inputs["checkpoint"] = manifest.verify(folders.present(Path(job.config.checkpoint)))
@@ -60,23 +60,28 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
         *([] if diversity is None else [diversity.model_dump()]),
     ]
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
-    return manifest.text_digest(json.dumps([job.inputs, contents, settings], sort_keys=True))
+    more = {name: value for name, value in job.inputs.items() if name not in INPUTS}
+    return manifest.text_digest(json.dumps([more, contents, settings], sort_keys=True))
 
 
 def progress(job: Job, made_of: str, *, is_named: bool) -> str:
     """How far this run has come before; one that another run has followed is published again, unless it was named.
 
+    So is one whose lists somebody has deleted or put back to those of another run, named or not.
+
     Raises:
       ConflictError: its id was published with other inputs.
     """
-    published = [commit for commit in job.tables.commits("recommendations") if commit.get("job") == job.name]
+    commits = job.tables.commits("recommendations")
+    published = [commit for commit in commits if commit.get("job") == job.name]
+    is_undone = bool(commits) and commits[0].get("job") != job.name
     for age, commit in enumerate(published):
         if commit.get("run_id") == job.run_id:
             if commit.get("fingerprint") != made_of:
                 raise ConflictError(
                     f"--run-id: {job.run_id} was published with other inputs or settings; give this run another id"
                 )
-            if age == 0 or is_named:
+            if not is_undone if age == 0 else is_named:
                 return PUBLISHED
             break
     of_run = [commit for commit in job.tables.commits("top_n") if commit.get("run_id") == job.run_id]

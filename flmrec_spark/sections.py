@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Baseline = Literal[
     "popularity",
@@ -107,9 +108,13 @@ class PrepareConfig(Section):
     rating_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         None, description="lowest and highest rating; rows outside are refused"
     )
-    event_values: dict[str, float] = Field(default_factory=dict, description="what each event is worth")
-    liked_at_least: float | None = Field(None, description="liked: rating (or worth) >= this; null: all are")
-    timestamp_format: str = Field("auto", description="auto, seconds, milliseconds, or a Spark datetime pattern")
+    event_values: dict[str, Finite] = Field(default_factory=dict, description="what each event is worth")
+    liked_at_least: Finite | None = Field(None, description="liked: rating (or worth) >= this; null: all are")
+    timestamp_format: str = Field(
+        "auto",
+        description="auto (times, ISO text, and numbers in the unit that their size speaks for: seconds, milli-, "
+        "micro- or nanoseconds), seconds, milliseconds, or a Spark datetime pattern",
+    )
     max_text_chars: Count = Field(10_000, description="longer ids, titles or attributes are refused")
     max_reject_share: Share = Field(0.05, description="refused share of a source's rows above which the job stops")
     repeats: Repeats = Field(
@@ -118,6 +123,14 @@ class PrepareConfig(Section):
     )
     targets_per_example: Count = Field(16, description="interactions that share one user prefix in training")
     split: SplitConfig = SplitConfig()
+
+    @field_validator("event_values", mode="before")
+    @classmethod
+    def _names_as_text(cls, given: Any) -> Any:
+        """YAML reads the events 0 and true as a number and a truth."""
+        if not isinstance(given, dict):
+            return given
+        return {str(name).lower() if isinstance(name, bool) else str(name): worth for name, worth in given.items()}
 
     @model_validator(mode="after")
     def _range_ascends(self) -> PrepareConfig:

@@ -23,6 +23,13 @@ _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 _CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
 # PySpark logs an exception's stack trace and SQL here, before raising it; the exception itself is enough.
 _LOUD = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")
+# Only where nobody says otherwise, on a cluster too: times without a zone, and sources as people bring them.
+_READING = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # how pandas writes times; else the whole file is refused
+    "spark.sql.legacy.javaCharsets": "true",  # for options.encoding: GBK and the like
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",  # an id such as 007 in a folder's name is text
+}
 # For a local master only, and only where neither spark-submit nor spark-defaults.conf says otherwise: a cluster's
 # defaults are made for thousands of files and cost seconds per small table.
 _LOCAL = {
@@ -63,6 +70,8 @@ def session(tables: TablesConfig, *, app_name: str, uses_gpu: bool = False) -> S
         conf.set("spark.app.name", app_name)
     conf.setIfMissing("spark.sql.extensions", _EXTENSION)
     conf.setIfMissing("spark.sql.catalog.spark_catalog", _CATALOG)
+    for key, value in _READING.items():
+        conf.setIfMissing(key, value)
     if uses_gpu:
         conf.setIfMissing("spark.python.factory.idleWorkerMaxPoolSize", "1")
     if str(conf.get("spark.master")).startswith("local"):
@@ -76,7 +85,6 @@ def session(tables: TablesConfig, *, app_name: str, uses_gpu: bool = False) -> S
     context = SparkContext.getOrCreate(conf)
     _expect_delta(context, str(conf.get("spark.sql.extensions")))
     spark = SparkSession.builder.config(conf=conf).getOrCreate()
-    spark.conf.set("spark.sql.session.timeZone", "UTC")
     _expect_catalog(spark, tables)
     return spark
 

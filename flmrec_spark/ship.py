@@ -20,7 +20,7 @@ from pyspark.sql.types import BooleanType
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import ScoreConfig
-from flmrec_spark.errors import ConfigError, InputError
+from flmrec_spark.errors import ConfigError, ConflictError, InputError
 from flmrec_spark.stages.partitions import CostModel
 from flmrec_spark.stages.scores import Bundle, Shipped
 from flmrec_spark.stages.trial import chosen_precision
@@ -79,16 +79,21 @@ def ship(
     segments = segmenter.items(rows)
     allowed = table[worker.IS_LISTED].to_pylist()
     listed = [is_allowed and segment is not None for is_allowed, segment in zip(allowed, segments, strict=True)]
-    rejected = [(row[c.ITEM_ID], TOO_LONG_ITEM) for row, segment in zip(rows, segments, strict=True) if segment is None]
+    rejected = [
+        (row[c.ITEM_ID], TOO_LONG_ITEM)
+        for row, segment, is_allowed in zip(rows, segments, allowed, strict=True)
+        if segment is None and is_allowed
+    ]
     if not any(listed):
         raise InputError(
-            f"items: got {table.num_rows} of which none may be listed, expected some; see score.item_filter"
+            f"items: got {table.num_rows}, of which {sum(allowed)} pass score.item_filter and {len(rejected)} of those "
+            "are longer than prompts.item_tokens, expected some that may be listed"
         )
     bundle_items = table.set_column(
         table.column_names.index(worker.IS_LISTED), worker.IS_LISTED, pa.array(listed)
     ).append_column(worker.TOKENS, pa.array([segment or [] for segment in segments], pa.list_(pa.int32())))
     building.join()
-    bundle, broadcast, file = _send(spark, found.folder, bundle_items, score.broadcast_limit_mb)
+    bundle, broadcast, file = _send(spark, found, bundle_items, score.broadcast_limit_mb)
     lengths = [len(segment) for is_one, segment in zip(listed, segments, strict=True) if is_one and segment]
     return Shipped(
         digest=found.digest,
@@ -162,7 +167,7 @@ def _collect(items: DataFrame, item_filter: str | None) -> pa.Table:
 
 
 def _send(
-    spark: SparkSession, folder: Path, items: pa.Table, limit_mb: int
+    spark: SparkSession, found: Checkpoint, items: pa.Table, limit_mb: int
 ) -> tuple[str, Broadcast[bytes] | None, str | None]:
     """(digest of the bundle, the broadcast or None, the name of the distributed file or None)."""
     from flmrec_spark.lm import bundles, native
@@ -170,7 +175,9 @@ def _send(
     # The application's own folder: it lives as long as executors may ask for the file, and Spark removes it.
     target = Path(SparkFiles.getRootDirectory()) / "flmrec-driver" / "bundle.tar"
     target.parent.mkdir(exist_ok=True)
-    bundles.pack(folder, items, target, kernel=native.build())
+    packed = bundles.pack(found.folder, items, target, kernel=native.build())
+    if packed != found.digest:
+        raise ConflictError(f"checkpoint {found.folder}: another one took its place meanwhile; run again")
     with target.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if target.stat().st_size <= limit_mb * _MB:

@@ -35,11 +35,12 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Prepared:
-    """The tables of these names."""
+    """The tables of these names, and whether lists leave out what their user has met."""
 
     interactions: DataFrame
     items: DataFrame
     users: DataFrame
+    exclude_seen: bool = True
 
     def world(self, splits: Sequence[str]) -> World:
         return world_of(self.interactions.where(F.col(c.SPLIT).isin(*splits)), self.items, self.users)
@@ -96,13 +97,19 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     asked = tools.spark.createDataFrame(_asked(rows, world.item_ids))
     shipped = shipped.of_train()
     prompts = user_prompts(
-        users, prepared.interactions, splits=(c.TRAIN,), history_length=HISTORY_LENGTH, exclude_seen=True
+        users,
+        prepared.interactions,
+        splits=(c.TRAIN,),
+        history_length=HISTORY_LENGTH,
+        exclude_seen=prepared.exclude_seen,
     )
     seen = prompts.select(c.USER_ID, F.explode(c.EXCLUDED).alias(c.ITEM_ID)).toArrow()
     spread = evaluation.pointwise_prompts(prompts, asked).repartition(partitions, c.USER_ID)
     answered = hybrid.features(spread, shipped, packed).toArrow()
     answered = answered.sort_by([(c.USER_ID, "ascending"), (c.ITEM_ID, "ascending")])
-    return replace(models, stackers=_fitted(answered, rows, seen))
+    if not answered.num_rows:
+        raise InputError("hybrid: the model scored none of the rows of split valid, expected some to fit the stack on")
+    return replace(models, stackers=_fitted(answered, rows, seen, exclude_seen=prepared.exclude_seen))
 
 
 def _asked(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
@@ -120,7 +127,7 @@ def _asked(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
     return pa.concat_tables([held_out, drawn]).group_by([c.USER_ID, c.ITEM_ID]).aggregate([])
 
 
-def _fitted(answered: pa.Table, rows: pa.Table, seen: pa.Table) -> Stackers:
+def _fitted(answered: pa.Table, rows: pa.Table, seen: pa.Table, *, exclude_seen: bool) -> Stackers:
     flat = answered[hybrid.FEATURES].combine_chunks()
     features = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
     place_of = {pair: place for place, pair in enumerate(_pairs(answered))}
@@ -131,7 +138,7 @@ def _fitted(answered: pa.Table, rows: pa.Table, seen: pa.Table) -> Stackers:
         )
         if pair in place_of  # the model refused the item or the user
     ]
-    relevant = {place for place, is_liked, is_seen in known_rows if is_liked and not is_seen}
+    relevant = {place for place, is_liked, is_seen in known_rows if is_liked and not (is_seen and exclude_seen)}
     known = {*_pairs(rows), *_pairs(seen)}
     others = [place for pair, place in place_of.items() if pair not in known]
     listed = np.array([*sorted(relevant), *others], dtype=np.int64)

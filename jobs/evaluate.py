@@ -71,8 +71,7 @@ def evaluate(job: Job) -> None:
     job.counts["items_rejected"] = len(shipped.rejected)
     diverse = diverse_lists(job)
     measured = _measured_now_or_before(job, shipped, diverse)
-    rows = job.counts["held_out_rows"] - job.counts["unscored_rows"]
-    title = f"{job.run_id}: {rows:,} rows of {job.counts['users']:,} users in {config.split}"
+    title = measuring.title(job)
     known = {row.model for row in measured}
     names = [name for name in (FLM, *config.baselines, HYBRID) if name in known]  # the hybrid may have been left out
     chosen = {diversified(name): name for name in names if diversified(name) in known}
@@ -91,12 +90,19 @@ def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None)
     compares = diverse is not None and strategy in config.baselines
     made_by = depends_on(config.baselines, tools=tools(job), compares_texts=compares)
     made_of = stored.fingerprint(
-        job.tables, job.inputs, config, precision=precision, diverse=diverse, strategy=strategy, made_by=made_by
+        job.tables,
+        job.inputs,
+        config,
+        precision=precision,
+        diverse=diverse,
+        strategy=strategy,
+        made_by=made_by,
+        exclude_seen=job.config.score.exclude_seen,
     )
     job.run_id = job.run_id or f"evaluate-{made_of}"
     measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
     if measured is not None:
-        row = job.tables.read("runs").where(run_predicate(job.run_id)).where(F.col("job") == job.name).collect()[0]
+        row = job.tables.read("runs").where(run_predicate(job.run_id, job=job.name)).collect()[0]
         job.status, job.counts = "already done", dict(row["counts"])
         job.versions |= {name: told for name, told in row["versions"].items() if name.startswith("precision")}
         return measured
@@ -147,7 +153,7 @@ def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measu
 def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
     """Baselines are fitted on what the histories are from."""
     config = job.config.evaluate
-    prepared = Prepared(*[job.read(name) for name in INPUTS])
+    prepared = Prepared(job.read("interactions"), job.read("items"), job.read("users"), job.config.score.exclude_seen)
     splits, fits = HISTORY_SPLITS[config.split], tools(job)
     diversity, published = None if diverse is None else diverse.config, job.config.score.strategy
     models = fit_models(
@@ -198,7 +204,7 @@ def _lists(
     together = kept.enter_context(kept_in_memory(listed(_spread(job, inputs.prompts), models, n=n)))
     asked = evaluation.collected(
         rows,
-        evaluation.relevant_items(inputs.rows).toArrow(),
+        evaluation.relevant_items(inputs.rows, exclude_seen=job.config.score.exclude_seen).toArrow(),
         evaluation.measured_users(inputs.prompts, inputs.history).toArrow().sort_by(c.USER_ID),
         evaluation.catalogue(evaluation.catalogue_rows(job.read("items"), inputs.history).toArrow()),
     )
@@ -212,18 +218,17 @@ def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
         found = _of_split(job, settled(shipped, prompts, job.config.score)[0])
         return scores(prompts, found, n=REPORT_LIST).where(F.col(c.RANK) >= 1)
 
+    told = {"run_id": job.run_id, "counts": job.counts, "inputs": job.inputs, "tables": job.tables}
     publish(
         file,
         result,
-        run_id=job.run_id,
-        counts=job.counts,
-        inputs=job.inputs,
-        tables=job.tables,
+        **told,  # type: ignore[arg-type]
         checkpoint=job.config.checkpoint,
         evaluate=job.config.evaluate,
         lists_of=lists_of,
         history_splits=HISTORY_SPLITS[job.config.evaluate.split],
         history_length=shipped.history_length,
+        exclude_seen=job.config.score.exclude_seen,
     )
 
 

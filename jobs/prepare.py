@@ -33,7 +33,7 @@ from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
 
-Splits = Mapping[str, tuple[int, ...]]  # split -> interactions, users, examples
+Splits = Mapping[str, tuple[int, ...]]  # split -> interactions, liked ones, users, examples
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def prepare(job: Job) -> None:
         with job.timed("rejects"):
             refused = [rejects(one.tagged, run_id=job.run_id, job=job.name, source=one.name) for one in cleaned]
             every = reduce(DataFrame.unionByName, refused)
-            job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id), job.metadata())
+            job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id, job=job.name), job.metadata())
         _expect_few_rejects(cleaned, config)
         splits = _write(job, stack, cleaned)
     _report(cleaned, splits, n_repeats=job.counts["repeats"])
@@ -197,14 +197,22 @@ def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
         examples = _stored(stack, made)
         job.tables.replace_if_changed(schemas.EXAMPLES, examples, job.metadata())
     with job.timed("count"):
-        rows = _by_split(interactions, F.count("*"), F.count_distinct(c.USER_ID))
+        rows = _by_split(interactions, F.count("*"), F.count_if(c.IS_LIKED), F.count_distinct(c.USER_ID))
         asked = _by_split(examples, F.count("*"))
-        job.counts |= {"interactions": sum(n for n, _ in rows.values()), "items": items.count(), "users": users.count()}
-        job.counts["repeats"] = (
-            next(one.kept for one in cleaned if one.name == "interactions") - job.counts["interactions"]
-        )
+        n_rows, n_liked = (sum(row[place] for row in rows.values()) for place in (0, 1))
+        job.counts |= {"interactions": n_rows, "items": items.count(), "users": users.count()}
+        job.counts["repeats"] = next(one.kept for one in cleaned if one.name == "interactions") - n_rows
         job.counts["examples"] = sum(n for (n,) in asked.values())
-    return {split: (*rows.get(split, (0, 0)), *asked.get(split, (0,))) for split in c.SPLITS}
+        _tell_of_one_label(interactions, n_rows, n_liked)
+    return {split: (*rows.get(split, (0, 0, 0)), *asked.get(split, (0,))) for split in c.SPLITS}
+
+
+def _tell_of_one_label(interactions: DataFrame, n_rows: int, n_liked: int) -> None:
+    """A threshold that was forgotten, or is of another scale, shows here and not after a training."""
+    if not n_liked:
+        log.warning("prepare: no interaction is liked; see prepare.liked_at_least")
+    elif n_liked == n_rows and not interactions.where(F.col(c.RATING).isNotNull()).isEmpty():
+        log.warning("prepare: every interaction is liked, whatever its rating; see prepare.liked_at_least")
 
 
 def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> None:
@@ -213,7 +221,7 @@ def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> No
     for one in cleaned:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in _by_count(one.refused))
         came.add_row(one.name, f"{one.rows_in:,}", f"{one.kept:,}", f"{one.rejected:,}", reasons)
-    asked = Table("split", "interactions", "users", "examples", title="What is asked when")
+    asked = Table("split", "interactions", "liked", "users", "examples", title="What is asked when")
     for split, numbers in splits.items():
         asked.add_row(split, *(f"{n:,}" for n in numbers))
     console = Console()

@@ -34,8 +34,9 @@ from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, recommender
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
-from flmrec_spark.tables.sources import MALFORMED, read_source
+from flmrec_spark.tables.sources import read_source
 from flmrec_spark.tables.spark_errors import spark_message
+from flmrec_spark.tables.text_files import MALFORMED
 
 log = logging.getLogger("flmrec")
 
@@ -55,7 +56,7 @@ def score(job: Job) -> None:
         candidates = _candidates(job)
         made_of = scoring.fingerprint(job, candidates)
         is_named, job.run_id = bool(job.run_id), job.run_id or f"score-{made_of}"
-        for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS):
+        for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS, schemas.REJECTS, schemas.RUNS):
             job.tables.expect_room(schema)
         state = scoring.progress(job, made_of, is_named=is_named)
     if state == scoring.PUBLISHED and job.is_recorded():
@@ -70,15 +71,19 @@ def score(job: Job) -> None:
         metadata = {**job.metadata(), "fingerprint": made_of, "strategy": job.config.score.strategy}
         metadata |= {name: job.versions[name] for name in ("diversity",) if name in job.versions}
         shipped = found.shipped
-        if state == scoring.NEW:
-            shipped, users = _planned(job, shipped, prompts)
-            if shipped is not None:
-                metadata["precision"] = shipped.bundle.precision
-            _score(job, shipped, found.lists(users, job.config.score.staged_n, shipped), metadata)
-        staged = job.tables.read("top_n").where(run_predicate(job.run_id))
         refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
-        with job.timed("write", "audit"):
-            publishing.count(job, staged, prompts, listed, refused_items)
+        is_new = state == scoring.NEW
+        while True:
+            if is_new:
+                shipped, metadata = _staged(job, found, prompts, metadata)
+            version = job.tables.version("top_n")  # what is published is what was audited
+            staged = job.tables.read("top_n", version=version).where(run_predicate(job.run_id))
+            with job.timed("write", "audit"):
+                publishing.count(job, staged, prompts, listed, refused_items)
+            if is_new or state == scoring.PUBLISHED or not publishing.is_broken(job):
+                break
+            log.warning("score: run %s: the lists that an earlier attempt staged are broken: scored again", job.run_id)
+            is_new = True
         with job.timed("write", "rejects"):
             publishing.write_rejects(job, staged, refused_items)
         publishing.judge(job)
@@ -116,6 +121,17 @@ def _planned(job: Job, shipped: Shipped | None, prompts: DataFrame) -> tuple[Shi
     return shipped, scoring.spread(job, shipped, prompts, work)
 
 
+def _staged(
+    job: Job, found: Recommender, prompts: DataFrame, metadata: dict[str, object]
+) -> tuple[Shipped | None, dict[str, object]]:
+    """Scores all users into `top_n`; returns the shipment as it was used, and what its commit tells."""
+    shipped, users = _planned(job, found.shipped, prompts)
+    if shipped is not None:
+        metadata = {**metadata, "precision": shipped.bundle.precision}
+    _score(job, shipped, found.lists(users, job.config.score.staged_n, shipped), metadata)
+    return shipped, metadata
+
+
 def _score(job: Job, shipped: Shipped | None, lists: DataFrame, metadata: dict[str, object]) -> None:
     with job.timed("score", "score"):
         rows = top_n.staged(lists, run_id=job.run_id)
@@ -146,7 +162,7 @@ def _recommender(job: Job) -> Recommender:
     with job.timed("ship"):
         found = recommender(
             job.config.score,
-            Prepared(*[job.read(name) for name in scoring.INPUTS]),
+            Prepared(job.read("interactions"), job.read("items"), job.read("users"), job.config.score.exclude_seen),
             names=job.config.evaluate.baselines,
             ship=lambda item_filter: _ship(job, item_filter),
             scores=scores,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -24,10 +25,11 @@ ITEMS_FILE = "items.arrow"
 CHECKPOINT = "checkpoint"
 
 
-def pack(checkpoint_folder: Path, items: pa.Table, target: Path, *, kernel: Built | None = None) -> None:
+def pack(checkpoint_folder: Path, items: pa.Table, target: Path, *, kernel: Built | None = None) -> str:
     """Writes a bundle: the manifest's files, the kernel's library where the driver could build it, and the items.
 
-    The items carry their tokens and whether they may be listed.
+    The items carry their tokens and whether they may be listed. Returns the digest of the checkpoint that it has, by
+    its manifest, which `unpack` holds every file to.
     """
     names = [manifest.NAME, *manifest.files(checkpoint_folder)]
     with tarfile.open(target, "w") as archive:
@@ -42,6 +44,10 @@ def pack(checkpoint_folder: Path, items: pa.Table, target: Path, *, kernel: Buil
         entry.size = sink.tell()
         sink.seek(0)
         archive.addfile(entry, sink)
+    with tarfile.open(target) as archive:
+        told = archive.extractfile(f"{CHECKPOINT}/{manifest.NAME}")
+        assert told is not None
+        return str(json.load(told).get("digest"))
 
 
 def unpack(root: Path, digest: str, open_bundle: Callable[[], Any]) -> Path:

@@ -5,7 +5,7 @@
     backbone/             the stock transformers model: config.json, model.safetensors or its shards
     head.safetensors      of each head w1, w2, the dot product's weight and the offset; the collaborative tokens' maps
     biases.parquet        kind (user, item), id, bias: the learned offsets; unknown ids have 0
-    biases.train.parquet  the same before the valid split was added to the counts behind them, to judge that split by
+    biases.train.parquet  the same before the valid split moved them, to judge that split by
     factors/              of a training with them: collaborative factors learned from the train and valid split
     factors.train/        the same learned from the train split alone, by which the valid split can be judged
     calibration.json      how probability and score come from the parts, see lm.blending

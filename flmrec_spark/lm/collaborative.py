@@ -4,6 +4,9 @@
     w(a)     = long / sqrt(H) + recent exp(-a / recency) / sqrt(recency),  H entries in the history
     score    = taste(u) . target[item] + offset[item], with what `neighbours` say, and of lists `profiles`
 
+Offsets that were learned beside tastes are those of users who have one. Of a user without history nothing is known but
+what is popular, so the log of an item's likes takes their place in lists.
+
 An asymmetric factor model: a user is the sum of what they did (Paterek 2007; Koren 2008, section 4), so a user who came
 after the training has a taste from their first interaction on, and one whose history grew has another taste at once. An
 item that training did not meet has the factors that its text speaks for (`text_factors`). Two of them are learned, see
@@ -48,6 +51,7 @@ class Factors:
     recency: float
     near: Neighbours | None = None  # further dimensions behind these
     profile: Profile | None = None  # and behind those
+    popular: Floats | None = None  # (N + 1,) and last: what a user without history adds to the offsets
 
     @property
     def n_items(self) -> int:
@@ -59,9 +63,10 @@ class Factors:
         return sum(part.shape[1] for part in self._targets())
 
     @property
-    def n_of_profile(self) -> int:
-        """How many of the f, the last ones, are of profiles."""
-        return 0 if self.profile is None else int(self.profile.target.shape[1])
+    def of_profile(self) -> slice:
+        """Which of the f are of profiles."""
+        stop = self.width - (self.popular is not None)
+        return slice(stop - (0 if self.profile is None else self.profile.target.shape[1]), stop)
 
     def taste(self, items: Places, labels: Any, words: Words = ()) -> Floats:
         """What a history, newest first, and the words of a profile come to, (f,).
@@ -70,8 +75,9 @@ class Factors:
         """
         found = np.zeros(self.width, dtype=np.float32)
         if self.profile is not None:
-            found[-self.n_of_profile :] = self.profile.taste(words)
+            found[self.of_profile] = self.profile.taste(words)
         if not len(items):
+            found[self.width - (self.popular is not None) :] = 1.0
             return found
         weights, d = ages(len(items), self.mix, self.recency), self.target.shape[1]
         is_liked = np.asarray(labels) > 0.5
@@ -85,8 +91,8 @@ class Factors:
         return np.concatenate([part[items] for part in self._targets()], axis=1)
 
     def _targets(self) -> list[Floats]:
-        parts = self.near, self.profile
-        return [self.target, *(part.target for part in parts if part is not None)]
+        parts = [part.target for part in (self.near, self.profile) if part is not None]
+        return [self.target, *parts, *([] if self.popular is None else [self.popular[:, None]])]
 
     def scores(self, taste: Floats, items: Places) -> Floats:
         """(len(items),) float32 of one taste (f,); -1 for an unknown item."""
@@ -160,8 +166,17 @@ class Collaborative:
             np.array([one.offset[-1] for one in self.factors.values()], dtype=np.float32),
             {name: (start, end) for name, start, end in zip(self.factors, [0, *ends], ends, strict=False)},
             is_new,
-            np.concatenate([np.arange(one.width) >= one.width - one.n_of_profile for one in self.factors.values()]),
+            self._of_profiles(),
+            self.taste(np.zeros(0, dtype=np.intp), np.zeros(0)),
         )
+
+    def _of_profiles(self) -> Bools:
+        found = np.zeros(self.width, dtype=bool)
+        start = 0
+        for one in self.factors.values():
+            found[start : start + one.width][one.of_profile] = True
+            start += one.width
+        return found
 
     @property
     def reads_profiles(self) -> bool:
@@ -201,7 +216,8 @@ class ItemFactors:
     unknown: Floats  # (kinds,) offsets of an item of which nothing is known
     spans: Mapping[str, tuple[int, int]]  # kind -> where it stands among the F
     is_new: Bools  # (N,) true for an unknown item
-    is_profile: Bools  # (F,) true where a user's number is of their profile, and stays when their history is hidden
+    is_profile: Bools  # (F,) true where a user's number is of their profile
+    unmet: Floats  # (F,) taste of a user of whom nothing is known
 
     def term(self, kind: str, taste: Floats, items: Any = slice(None)) -> Floats | None:
         """What a kind adds to the logits of items of one user with the taste (F,); None when it was not learned."""

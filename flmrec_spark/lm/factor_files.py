@@ -43,6 +43,8 @@ def save(folder: Path, found: Collaborative) -> None:
             told |= {f"{name}.near_{part}": np.ascontiguousarray(own) for part, own in parts.items() if own is not None}
         if one.profile is not None:
             told |= {f"{name}.profile_{part}": np.ascontiguousarray(getattr(one.profile, part)) for part in _PROFILE}
+        if one.popular is not None:
+            told[f"{name}.popular"] = one.popular
     if found.grades is not None:
         told |= dict(zip(_GRADES, (found.grades.liked, found.grades.disliked), strict=True))
     if found.texts is not None:
@@ -79,6 +81,10 @@ def load(folder: Path) -> Collaborative | None:
                 raise CheckpointError(
                     f"{folder / _FILE}: {name}: got neighbours of {min(got)} items, expected {len(ids)}"
                 )
+        if one.popular is not None and one.popular.shape != (len(ids) + 1,):
+            raise CheckpointError(
+                f"{folder / _FILE}: {name}: got popularity of shape {one.popular.shape}, expected ({len(ids) + 1},)"
+            )
         if one.profile is not None:
             tokens, target = one.profile.tokens, one.profile.target
             if len(target) != len(ids) + 1 or tokens.shape[1:] != target.shape[1:]:
@@ -101,4 +107,5 @@ def _factors(tensors: Mapping[str, Any], name: str) -> Factors:
     profile = None
     if f"{name}.profile_target" in tensors:
         profile = Profile(*(tensors[f"{name}.profile_{part}"] for part in _PROFILE))
-    return Factors(history, target, offset, mix, float(tensors[f"{name}.recency"]), near, profile)
+    recency, popular = float(tensors[f"{name}.recency"]), tensors.get(f"{name}.popular")
+    return Factors(history, target, offset, mix, recency, near, profile, popular)

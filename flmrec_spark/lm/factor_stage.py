@@ -109,7 +109,8 @@ def fitted(
             first[objective], second[objective], more = near
             found |= more
         told[objective] = found
-    if settings.profile and LISTING in first:
+    first[LISTING], second[LISTING] = _popular(first[LISTING], early), _popular(second[LISTING], late)
+    if settings.profile:
         pair = (first[LISTING], early), (second[LISTING], late)
         first[LISTING], second[LISTING], more = _with_profile(*pair, config, data)
         told[LISTING] |= more  # type: ignore[operator]
@@ -154,6 +155,14 @@ def _with_neighbours(
     newer = neighbours.turned(newer, near, early.places(late.items))
     told = {"neighbours_log_loss": choice.log_loss, "log_loss_without": choice.log_loss_without}
     return replace(factors, near=near), replace(later, near=newer), told
+
+
+def _popular(factors: Factors, known: Known) -> Factors:
+    """With what takes the place of the offsets for users without history, of the same mean where likes are."""
+    likes = known.sequences.item_log_likes()
+    less = likes - factors.offset[:-1]
+    popular = less - np.average(less, weights=np.expm1(likes) + 1e-9)
+    return replace(factors, popular=np.append(popular, 0.0).astype(np.float32))
 
 
 def _with_profile(

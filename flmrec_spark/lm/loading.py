@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from flmrec_spark import columns as c
@@ -14,6 +15,8 @@ from flmrec_spark.lm.families.loading import layout_of
 from flmrec_spark.lm.prepared import Prepared, drawn_users, expect_histories
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import load_template
+
+log = logging.getLogger("flmrec")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ def load_data(config: Config, prepared: Prepared) -> Data:
         item_fields=[c.TITLE, c.ITEM_ID, *prepared.fields("items")], user_fields=prepared.fields("users")
     )
     catalog = dataset.catalog(prepared.tables["items"], segmenter)
+    n_refused = int((~catalog.is_known).sum())
+    too_long = f"{n_refused:,} of {len(catalog.item_ids):,} items are longer than prompts.item_tokens"
+    if n_refused:
+        log.warning("finetune: %s: nothing is learned of them, and no list will hold them", too_long)
     user_ids = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
     width = config.prepare.targets_per_example
     keeps_sources = config.finetune.augment.is_on or config.finetune.teacher is not None
@@ -55,7 +62,10 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     valid = dataset.examples(prepared, c.VALID, catalog, segmenter, width=None, user_ids=user_ids, only=drawn)
     for split, rows in ((c.TRAIN, train), (c.VALID, valid)):
         if not len(rows):
-            raise InputError(f"table examples: got no usable row of split {split}, expected some; see prepare.split")
+            cause = f"; {too_long}" if n_refused else ""
+            raise InputError(
+                f"table examples: got no usable row of split {split}, expected some{cause}; see prepare.split"
+            )
     seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
     negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)

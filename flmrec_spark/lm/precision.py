@@ -19,7 +19,7 @@ EXACT = "fp32"
 _SHAPE = (512, 384, 1536)  # rows, inner, columns: a feed-forward of a small model
 _WORTH = 1.3  # a format must be this much faster, or its rounding buys nothing
 MIN_OVERLAP = 0.8  # mean share of the exact lists that the rounded ones must hold
-MAX_LOSS = 0.005  # share of the lists' expected likes that may be lost, at the upper 95 % limit
+MAX_LOSS = 0.005  # share of the lists' worth that may be lost, at the upper 95 % limit
 
 
 def gemm_flops(dtype: torch.dtype, *, device: str = "cpu", seconds: float = 0.1) -> float:
@@ -107,7 +107,7 @@ class Agreement:
     """How well lists in a format agree with the exact ones."""
 
     overlap: float  # mean share of an exact list that the rounded one holds
-    loss: float  # mean share of an exact list's expected likes that is lost
+    loss: float  # mean share of an exact list's worth that is lost
     loss_high: float  # its upper 95 % limit, over users
 
     @property
@@ -117,10 +117,10 @@ class Agreement:
 
 
 def agreement(exact: Any, rounded: Any, n: int) -> Agreement:
-    """Compares the n best of each user by probabilities exact and rounded, float64 (U, N), U >= 1, n <= N.
+    """Compares the n best of each user by scores exact and rounded, float64 (U, N) in [0, 1], U >= 1, n <= N.
 
-    A list is worth the sum of its items' exact probabilities, as they are calibrated: the likes to be expected of it.
-    So items that change places because they are as good as equal cost nothing, whatever the overlap says.
+    A list is worth the sum of its items' exact scores, which are probabilities. So items that change places because
+    they are as good as equal cost nothing, whatever the overlap says.
     """
     if not np.isfinite(rounded).all():
         return Agreement(0.0, 1.0, 1.0)

@@ -32,6 +32,7 @@ class Terms(nn.Module):
         arrays = dict[str, Floats]()
         if items is not None:
             self.register_buffer("is_profile", torch.from_numpy(items.is_profile), persistent=False)
+            self.register_buffer("unmet", torch.from_numpy(np.array(items.unmet)), persistent=False)
             arrays = {"vectors": items.vectors, "offsets": items.offsets}
             hidden = np.zeros_like(items.vectors), np.broadcast_to(items.unknown, items.offsets.shape)
             arrays["hidden_vectors"], arrays["hidden_offsets"] = (
@@ -48,7 +49,7 @@ class Terms(nn.Module):
         if not self.training or self.hidden_share == 0:
             return Shown(self.spans, users, items, offsets, None)
         is_met = torch.rand(len(users), 1, device=users.device) >= self.hidden_share
-        users = users * (is_met | self.is_profile)  # type: ignore[operator]
+        users = torch.where(is_met | self.is_profile, users, self.unmet)  # type: ignore[operator, arg-type]
         is_shown = torch.rand(len(items), 1, device=items.device) >= self.hidden_share
         items = torch.where(is_shown, items, self.hidden_vectors[distinct])  # type: ignore[index]
         offsets = torch.where(is_shown, offsets, self.hidden_offsets[distinct])  # type: ignore[index]

@@ -45,6 +45,7 @@ def collect_examples(
     history_length: int,
     n_users: int,
     seed: int,
+    exclude_seen: bool = True,
 ) -> list[ExampleUser]:
     """At most `n_users` of those who liked something in the split, drawn by seed.
 
@@ -54,7 +55,9 @@ def collect_examples(
         return []
     drawn = draw_users(interactions.where(c.IS_LIKED), split=split, max_users=n_users, seed=seed)
     asked = users.join(drawn, c.USER_ID, "left_semi")
-    prompts = user_prompts(asked, interactions, splits=history_splits, history_length=history_length, exclude_seen=True)
+    prompts = user_prompts(
+        asked, interactions, splits=history_splits, history_length=history_length, exclude_seen=exclude_seen
+    )
     known = interactions.where(F.col(c.SPLIT).isin(*history_splits)).join(drawn, c.USER_ID, "left_semi")
     sizes = {row[c.USER_ID]: row["count"] for row in known.groupBy(c.USER_ID).count().collect()}
     rows = held_out(interactions, drawn, split=split, history_splits=history_splits)

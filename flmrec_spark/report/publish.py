@@ -34,6 +34,7 @@ def publish(
     lists_of: Callable[[DataFrame], DataFrame],
     history_splits: Sequence[str],
     history_length: int,
+    exclude_seen: bool = True,
 ) -> None:
     """Writes the page of a run, its rows being in the table `evaluation`.
 
@@ -52,6 +53,7 @@ def publish(
         history_length=history_length,
         n_users=evaluate.report_users,
         seed=evaluate.seed,
+        exclude_seen=exclude_seen,
     )
     earlier = []
     if tables.exists("runs"):

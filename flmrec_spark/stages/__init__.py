@@ -1,1 +1,1 @@
-"""DataFrame in, DataFrame out: no reading, no writing, no session, no clock."""
+"""DataFrame in, DataFrame out: no table is read or written here."""

@@ -132,8 +132,8 @@ def _values(items: DataFrame, name: str, separator: str | None) -> Column:
     return F.array_distinct(F.filter(trimmed, lambda part: part != ""))
 
 
-def faults(counts: Mapping[str, int], config: ScoreConfig, *, n_items: int, n_rejected_items: int) -> Sequence[str]:
-    """What the counts of the functions above say against publishing; empty when nothing does."""
+def broken(counts: Mapping[str, int], config: ScoreConfig) -> list[str]:
+    """What the counts of the functions above say of lists that are wrong, whatever the settings."""
     must_be_zero = {
         "users_lost": "users came in and are neither listed nor rejected",
         "users_unknown": "listed users are not in the table users",
@@ -150,7 +150,12 @@ def faults(counts: Mapping[str, int], config: ScoreConfig, *, n_items: int, n_re
         del must_be_zero["short_lists"]
     for name, most in config.diversity.caps.items():
         must_be_zero[f"{OVER_CAP}{name}"] = f"lists hold more than {most} items of one {name}"
-    found = [f"{counts[name]:,} {text}" for name, text in must_be_zero.items() if counts[name]]
+    return [f"{counts[name]:,} {text}" for name, text in must_be_zero.items() if counts[name]]
+
+
+def faults(counts: Mapping[str, int], config: ScoreConfig, *, n_items: int, n_rejected_items: int) -> Sequence[str]:
+    """What the counts of the functions above say against publishing; empty when nothing does."""
+    found = broken(counts, config)
     coverage = counts["users_listed"] / max(1, counts["users"])
     if coverage < config.min_coverage or not counts["users_listed"]:
         found.append(

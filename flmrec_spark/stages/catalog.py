@@ -17,7 +17,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import Source
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, among_accepted, content, first_reason, is_blank
 from flmrec_spark.tables.schemas import ATTRIBUTE_TYPES, BOOLEAN, DOUBLE, LONG, STRING
-from flmrec_spark.tables.sources import MALFORMED
+from flmrec_spark.tables.text_files import MALFORMED
 
 _WHOLE = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _FRACTION = (T.FloatType, T.DoubleType, T.DecimalType)

@@ -22,6 +22,7 @@ from scipy import sparse
 from flmrec_spark import columns as c
 from flmrec_spark import list_metrics
 from flmrec_spark.bootstrap import Array, Floats
+from flmrec_spark.stages.baselines.content import TOKEN
 from flmrec_spark.stages.measurements import Answers, Key
 from flmrec_spark.stages.segments import COLD, KINDS, HeldOut, item_kinds
 from flmrec_spark.stages.user_prompts import with_candidates
@@ -66,9 +67,10 @@ def held_out(interactions: DataFrame, users: DataFrame, *, split: str, history_s
     )
 
 
-def relevant_items(rows: DataFrame) -> DataFrame:
-    """user_id, item_id: held-out items that the user liked and that a list without seen items can hold."""
-    return rows.where(F.col(c.IS_LIKED) & ~F.col(IS_SEEN)).select(c.USER_ID, c.ITEM_ID).distinct()
+def relevant_items(rows: DataFrame, *, exclude_seen: bool) -> DataFrame:
+    """user_id, item_id: held-out items that the user liked and that a list can hold."""
+    can_list = ~F.col(IS_SEEN) if exclude_seen else F.lit(True)
+    return rows.where(F.col(c.IS_LIKED) & can_list).select(c.USER_ID, c.ITEM_ID).distinct()
 
 
 def pointwise_prompts(prompts: DataFrame, rows: DataFrame) -> DataFrame:
@@ -91,13 +93,13 @@ def catalogue_rows(items: DataFrame, history: DataFrame) -> DataFrame:
 
 
 def catalogue(rows: pa.Table) -> Catalogue:
-    """Collected `catalogue_rows`. A word is a run of letters or digits, of any length and script."""
+    """Collected `catalogue_rows`. Words as those of the baseline `content_tfidf`, a letter alone one too."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # here: seconds to import, and not every run fits one
 
     rows = rows.sort_by(c.ITEM_ID)
     counts = rows[N_HISTORY].to_numpy()
     texts = rows[TEXT].to_pylist()
-    words = TfidfVectorizer(token_pattern=r"\w+", dtype=np.float32)
+    words = TfidfVectorizer(token_pattern=TOKEN, dtype=np.float32)
     try:
         features = words.fit_transform(texts)
     except ValueError:  # no text has a word: then no item is like another

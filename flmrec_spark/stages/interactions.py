@@ -21,7 +21,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import PrepareConfig
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, REPEATED, among_accepted, content, first_reason, is_blank
-from flmrec_spark.tables.sources import MALFORMED
+from flmrec_spark.tables.text_files import MALFORMED
 
 _SPELLINGS = {
     "train": c.TRAIN,
@@ -32,7 +32,8 @@ _SPELLINGS = {
     "eval": c.VALID,
     "test": c.TEST,
 }
-_MILLISECONDS_FROM = 1e11  # in seconds this is the year 5138, in milliseconds 1973
+# Units of numbers, by size, each with its seconds: in the smaller unit the first is the year 1973, in the larger 5138.
+_UNITS = ((1e11, 1.0), (1e14, 1e-3), (1e17, 1e-6), (float("inf"), 1e-9))
 _FIRST_MICROS, _LAST_MICROS = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
 _ISO_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}"
 _RATING_READ, _TIME_READ, _WORTH, _KNOWN = "row:rating", "row:time", "row:worth", "row:known"
@@ -71,6 +72,12 @@ def _expect_usable(frame: DataFrame, config: PrepareConfig) -> None:
             f"prepare.liked_at_least: got {least:g}, expected null, as the interactions have no {c.RATING} and no "
             f"{c.EVENT} with a worth, so that each is worth 1; or name their column in prepare.interactions.columns"
         )
+    most = max(config.event_values.values(), default=least)
+    if least is not None and most is not None and most < least and c.RATING not in has:
+        raise ConfigError(
+            f"prepare.liked_at_least: got {least:g}, expected at most {most:g}: no event of prepare.event_values is "
+            "worth more, so nothing would be liked"
+        )
     if config.split.by == "global_time" and c.TIMESTAMP not in has:
         raise ConfigError(
             "prepare.split.by: got global_time, expected user_time, leave_last_out or random, "
@@ -88,15 +95,25 @@ def _parsed(frame: DataFrame, config: PrepareConfig) -> DataFrame:
     return every.select(
         *c.INTERACTION_COLUMNS,
         MALFORMED,
-        F.col(c.RATING).try_cast("double").alias(_RATING_READ),
+        _number(every.schema[c.RATING].dataType, F.col(c.RATING)).alias(_RATING_READ),
         F.coalesce(*worths, F.lit(None).cast("double")).alias(_WORTH),
         # A frame without times has no unreadable ones.
         (_time(kind, config.timestamp_format) if c.TIMESTAMP in has else F.lit(None).cast("timestamp")).alias(
             _TIME_READ
         ),
         F.lit(c.TIMESTAMP in has).alias("row:has_time"),
+        F.lit(isinstance(every.schema[c.RATING].dataType, T.StringType)).alias("row:is_text"),
         F.lit(c.RATING in has or bool(config.event_values)).alias("row:has_value"),
     )
+
+
+def _number(kind: T.DataType, given: Column) -> Column:
+    """Null where it cannot be read. A float is what it is written as: 4.1 is not 4.0999999; NaN is pandas's null."""
+    if isinstance(kind, (T.FloatType, T.DoubleType)):
+        return F.when(~F.isnan(given), given.cast("string").try_cast("double"))
+    if isinstance(kind, T.StringType):
+        return F.coalesce(given.try_cast("double"), given.try_cast("boolean").cast("double"))
+    return given.try_cast("double")
 
 
 def _time(kind: T.DataType, pattern: str) -> Column:
@@ -107,8 +124,9 @@ def _time(kind: T.DataType, pattern: str) -> Column:
     if pattern not in ("auto", "seconds", "milliseconds"):
         return F.try_to_timestamp(given.cast("string"), F.lit(pattern))
     number = given.try_cast("double")
-    is_seconds = {"auto": F.abs(number) < _MILLISECONDS_FROM, "seconds": F.lit(True), "milliseconds": F.lit(False)}
-    micros = F.round(F.when(is_seconds[pattern], number * 1e6).otherwise(number * 1e3))
+    sizes = [F.when(F.abs(number) < end, number * (seconds * 1e6)) for end, seconds in _UNITS]
+    named = {"auto": F.coalesce(*sizes), "seconds": number * 1e6, "milliseconds": number * 1e3}
+    micros = F.round(named[pattern])
     in_range = micros.between(_FIRST_MICROS, _LAST_MICROS)
     from_number = F.when(in_range, F.timestamp_micros(micros.try_cast("long")))
     if pattern != "auto" or not isinstance(kind, T.StringType):
@@ -142,7 +160,7 @@ def _tagged(parsed: DataFrame, config: PrepareConfig) -> DataFrame:
 
 def _reasons(config: PrepareConfig, value: Column) -> dict[str, Column]:
     """Reason -> condition, in the order in which they apply; those that need other rows follow."""
-    rating = F.col(_RATING_READ)
+    rating, given = F.col(_RATING_READ), F.col(c.RATING).cast("string")
     lowest, highest = config.rating_range or (None, None)
     outside = F.isnan(rating) | (F.abs(rating) == float("inf"))
     if lowest is not None and highest is not None:
@@ -154,7 +172,7 @@ def _reasons(config: PrepareConfig, value: Column) -> dict[str, Column]:
         "missing user_id": is_blank(F.col(c.USER_ID)),
         "missing item_id": is_blank(F.col(c.ITEM_ID)),
         "text too long": reduce(Column.__or__, (F.coalesce(too_long, F.lit(False)) for too_long in lengths)),
-        "unreadable rating": rating.isNull() & ~is_blank(F.col(c.RATING).cast("string")),
+        "unreadable rating": rating.isNull() & ~is_blank(given) & (F.col("row:is_text") | (given != "NaN")),
         "rating out of range": outside,
         "unknown event": F.lit(bool(config.event_values)) & ~is_blank_event & F.col(_WORTH).isNull(),
         "no rating or event": value.isNull(),

@@ -1,4 +1,4 @@
-"""Users in, their lists out: the only place where the model meets Spark.
+"""Users in, their lists out: where the model meets Spark.
 
 One row in is one user, at most n rows out are that user's list. Scores never leave the worker: no frame of users x
 items ever exists, and nothing but the lists is shuffled or written.

@@ -1,1 +1,1 @@
-"""Delta tables: their schemas and the only code that reads or commits them. Never imports torch."""
+"""Delta tables: their schemas and the only code of the jobs that reads or commits them. Never imports torch."""

@@ -1,8 +1,8 @@
-"""Reading and committing Delta tables: the only module that does either.
+"""Reading and committing Delta tables: in the jobs the only module that does either.
 
 A table lives at <tables.root>/<name> and is registered in the catalog as <tables.database>.<name>; without a
-root the catalog decides where. Every write is one Delta commit that carries its constraints and a JSON of
-what made it, so a reader sees the old complete table or the new one.
+root the catalog decides where. Every write is one Delta commit that carries a JSON of what made it, the
+first one the constraints too, so a reader sees the old complete table or the new one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import TablesConfig
 from flmrec_spark.errors import ConflictError, EnvironmentFault, InputError
 from flmrec_spark.files import table_place
+from flmrec_spark.tables import history
+from flmrec_spark.tables.history import State
 from flmrec_spark.tables.schemas import TableSchema
 from flmrec_spark.tables.spark_errors import kinds, spark_message, worker_error
 
-_SAME_ROWS = ("SET TBLPROPERTIES", "CHANGE COLUMN", "OPTIMIZE", "VACUUM START", "VACUUM END")
 _CONFLICTS = ("Concurrent", "MetadataChanged", "ProtocolChanged")
 
 Metadata = Mapping[str, object]
@@ -64,26 +65,16 @@ class Tables:
 
     def version(self, name: str) -> int:
         """The version that `read` sees now. Raises InputError when the table is not there."""
-        return self.state(name)[0]
+        return self.state(name).version
 
-    def state(self, name: str) -> tuple[int, dict[str, Any]]:
-        """The version that `read` sees now, and what made its rows: the newest of `commits`.
-
-        Raises:
-          InputError: the table is not there.
-        """
+    def state(self, name: str) -> State:
+        """What `read` sees now. Raises InputError when the table is not there."""
         self.read(name)
-        last = self._delta(name).history(1).collect()[0]
-        if last["operation"] not in _SAME_ROWS:
-            return int(last["version"]), _parsed(last["userMetadata"])
-        return int(last["version"]), next(iter(self.commits(name)), {})
+        return history.state(self._delta(name))
 
     def commits(self, name: str) -> list[dict[str, Any]]:
         """What made each version that changed rows, newest first: the metadata given to `replace`, {} if foreign."""
-        if not self.exists(name):
-            return []
-        history = self._delta(name).history().select("operation", "userMetadata").collect()
-        return [_parsed(row["userMetadata"]) for row in history if row["operation"] not in _SAME_ROWS]
+        return [made for _, made in history.changes(self._delta(name))] if self.exists(name) else []
 
     def replace(self, schema: TableSchema, frame: DataFrame, metadata: Metadata) -> None:
         """Replaces the whole table, in one commit.
@@ -220,10 +211,10 @@ def _constraint_properties(schema: TableSchema) -> dict[str, str]:
     return {f"delta.constraints.{name}": predicate for name, predicate in schema.constraints().items()}
 
 
-def run_predicate(run_id: str) -> str:
-    """SQL predicate of a run's rows."""
+def run_predicate(run_id: str, *, job: str | None = None) -> str:
+    """SQL predicate of a run's rows, in a table where several jobs have rows those of one."""
     escaped = run_id.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{c.RUN_ID} = '{escaped}'"
+    return f"{c.RUN_ID} = '{escaped}'" + ("" if job is None else f" AND job = '{job}'")
 
 
 @contextmanager
@@ -239,11 +230,3 @@ def _faults_named(name: str, place: str) -> Iterator[None]:
         broken = any("InvariantViolation" in kind for kind in kinds(fault))
         error = InputError if broken else EnvironmentFault
         raise error(f"table {name}: not written to {place}: {spark_message(fault)}") from fault
-
-
-def _parsed(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except json.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -137,7 +137,7 @@ EXAMPLES = TableSchema(
 REJECTS = TableSchema(
     "rejects",
     "Every row, item or user that a job refused, and why",
-    (c.RUN_ID, "source", "row"),
+    (c.RUN_ID, "job", "source", "row"),
     (
         Column(c.RUN_ID, STRING, "run that refused it"),
         Column("job", STRING, "job that refused it"),
@@ -160,7 +160,7 @@ TOP_N = TableSchema(
         Column(c.ITEM_ID, STRING, "what", nullable=True),
         Column(c.SCORE, DOUBLE, "what orders the list, 0 to 1", nullable=True),
         Column(c.PROBABILITY, DOUBLE, "calibrated probability that the user likes the item", nullable=True),
-        Column(c.HAS_HISTORY, BOOLEAN, "false: listed from profile and item text alone"),
+        Column(c.HAS_HISTORY, BOOLEAN, "false: a user without history"),
         Column("history_cut", INT, "interactions of the history that the token budget left out"),
         Column(c.REASON, STRING, "why there is no list", nullable=True),
     ),
@@ -184,7 +184,7 @@ RECOMMENDATIONS = TableSchema(
         Column(c.ITEM_ID, STRING, "what"),
         Column(c.SCORE, DOUBLE, "what orders the list, 0 to 1: how probably the item is what the user likes next"),
         Column(c.PROBABILITY, DOUBLE, "calibrated probability that the user likes the item", nullable=True),
-        Column(c.HAS_HISTORY, BOOLEAN, "false: a new user, listed from profile and item text alone"),
+        Column(c.HAS_HISTORY, BOOLEAN, "false: a user without history"),
         Column(c.RUN_ID, STRING, "run that made the list; see the table runs"),
     ),
     checks=(
@@ -200,7 +200,7 @@ EVALUATION = TableSchema(
     (c.RUN_ID, "model", "metric", "k", "segment"),
     (
         Column(c.RUN_ID, STRING, "run"),
-        Column("model", STRING, "flm, or the baseline's name"),
+        Column("model", STRING, "flm, hybrid or a baseline; NAME_diverse; A - B for a difference"),
         Column("metric", STRING, "auc, uauc, ndcg, ..."),
         Column("k", INT, "cut-off of a top-n metric, tenth of a calibration curve; 0 for the others"),
         Column("segment", STRING, "all, or a group of users or items"),
@@ -219,7 +219,7 @@ RUNS = TableSchema(
     (c.RUN_ID, "job"),
     (
         Column(c.RUN_ID, STRING, "run"),
-        Column("job", STRING, "prepare, finetune, score or evaluate"),
+        Column("job", STRING, "prepare, score or evaluate"),
         Column("verdict", STRING, "done, or failed"),
         Column("message", STRING, "why it failed", nullable=True),
         Column("started_at", TIME, "UTC"),

@@ -9,7 +9,6 @@ need the option `multiLine: true`; a tsv has no quoting.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,11 +24,9 @@ from flmrec_spark.config import Source
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.prompts import ATTRIBUTES, PROFILE
 from flmrec_spark.tables.spark_errors import spark_message
+from flmrec_spark.tables.text_files import MALFORMED, OPTIONS, read_text
 
 log = logging.getLogger("flmrec")
-
-# A colon is in no attribute's name, so names of working columns cannot clash with the user's.
-MALFORMED = "row:malformed"
 
 # Columns that later frames and templates hold beside the attributes.
 RESERVED = frozenset(
@@ -47,10 +44,6 @@ _KINDS: dict[str, tuple[type[T.DataType], ...]] = {
 }
 _NAMES = (c.USER_ID, c.ITEM_ID, c.EVENT, c.SPLIT)
 _AS_TEXT = (*_NAMES, c.TITLE)
-_TEXT_OPTIONS = {
-    "csv": {"quote": '"', "escape": '"'},
-    "tsv": {"sep": "\t", "quote": "", "escape": ""},
-}
 _OURS = {"mode", "columnpruning", "columnnameofcorruptrecord", "enforceschema", "inferschema"}
 
 
@@ -96,9 +89,17 @@ def reading(source: Source, name: str) -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JJavaError) as fault:
-        if "FAILED_READ_FILE" not in str(fault):
+        if not _is_damage(fault):
             raise
-        raise InputError(f"{name}: {source.place} is not readable to its end: {spark_message(fault)}") from fault
+        raise _damaged(source, name, fault) from fault
+
+
+def _is_damage(fault: Exception) -> bool:
+    return "FAILED_READ_FILE" in str(fault)
+
+
+def _damaged(source: Source, name: str, fault: PySparkException | Py4JJavaError) -> InputError:
+    return InputError(f"{name}: {source.place} is not readable to its end: {spark_message(fault)}")
 
 
 def check_timestamp_format(spark: SparkSession, pattern: str) -> None:
@@ -130,8 +131,8 @@ def _opened(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
     """The source as it is, MALFORMED as its last column."""
     expected = "a catalog table" if source.path is None else f"a {source.format} file or folder"
     try:
-        if source.format in _TEXT_OPTIONS:
-            return _text(spark, source, name=name)
+        if source.format in OPTIONS:
+            return read_text(spark, source, name=name)
         reader = spark.read.options(**source.options)
         if source.path is None:
             frame = reader.table(source.place)
@@ -147,32 +148,10 @@ def _opened(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
             raise InputError(f"{name}: got {source.place}, expected {expected}; there is none") from None
         if condition == "UNABLE_TO_INFER_SCHEMA":
             raise InputError(f"{name}: got an empty folder, expected {expected} with rows; at {source.place}") from None
+        if _is_damage(fault):  # csv and tsv are looked into
+            raise _damaged(source, name, fault) from fault
         raise InputError(f"{name}: {source.place} is not {expected}: {spark_message(fault)}") from fault
     return frame.withColumn(MALFORMED, F.lit(None).cast("string"))
-
-
-def _text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
-    options: dict[str, str | int | bool] = {"header": True, "encoding": "UTF-8"}
-    options |= _TEXT_OPTIONS[str(source.format)] | source.options
-    names = spark.read.options(**options).csv(source.place).columns
-    if not names:
-        raise InputError(f"{name}: got an empty file, expected a {source.format} with rows; at {source.place}")
-    if any("\x00" in column or "\ufffd" in column for column in names):
-        raise InputError(
-            f"{name}: got bytes that are no {options['encoding']} text, expected a {source.format}, "
-            f"or its encoding in {name}.options.encoding; at {source.place}"
-        )
-    # A header without a name, such as that of a pandas index, is named _c0 by Spark and would fail the check that
-    # every file of a folder has the same header.
-    is_named = not any(re.fullmatch(r"_c\d+", column) for column in names)
-    schema = T.StructType([T.StructField(column, T.StringType()) for column in (*names, MALFORMED)])
-    forced: dict[str, str | bool] = {
-        "mode": "PERMISSIVE",
-        "columnPruning": False,  # with it, a line is not malformed as long as the wanted columns are there
-        "columnNameOfCorruptRecord": MALFORMED,
-        "enforceSchema": not is_named,
-    }
-    return spark.read.options(**options).options(**forced).schema(schema).csv(source.place)
 
 
 def _standard(

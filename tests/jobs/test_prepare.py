@@ -272,3 +272,20 @@ def test_a_source_that_changes_while_it_is_read_is_an_input_error(
     assert job.main(["--config", path]) == 3
     assert "got 2 rows and then 1, expected the same twice" in capsys.readouterr().err
     assert not tables.exists("interactions")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "every interaction is liked, whatever its rating"),
+        ({"liked_at_least": 9.0}, "no interaction is liked"),
+        ({"liked_at_least": 3.0}, ""),
+    ],
+)
+def test_a_threshold_that_tells_nothing_apart_is_told(
+    job: ModuleType, config: Any, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], told: str
+) -> None:
+    ratings = "".join(f"a,{item},{1 + item % 5}\n" for item in range(10))
+    assert job.main(["--config", config({"interactions": "user_id,item_id,rating\n" + ratings}, **settings)]) == 0
+    warned = [record.getMessage() for record in caplog.records if "see prepare.liked_at_least" in record.getMessage()]
+    assert len(warned) == bool(told) and all(told in one for one in warned)

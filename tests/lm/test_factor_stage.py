@@ -44,14 +44,14 @@ def test_a_checkpoint_holds_both_editions_both_heads_and_how_they_are_blended(wo
     assert set(done["factors"]) == {LISTING, RATING}
     assert set(done["factors"][RATING]) == {"uauc", "epoch"}
     settings = found.settings
-    assert (settings.has_listing, settings.n_factors, settings.taste_length) == (True, 8, 5)
+    assert (settings.has_listing, settings.n_factors, settings.taste_length) == (True, 9, 5)  # and popularity
     assert settings.longest_history == max(settings.history_length, 5)
     assert found.blend.listing is not None
     assert found.segmenter().items([{"item_id": "x", "title": "ab"}])[0].count(FACTORS) == 1  # type: ignore[union-attr]
     whole, train = found.collaborative(), found.collaborative(of_train=True)
     assert whole is not None and train is not None
     model = found.model()
-    assert model.listing is not None and model.user_token is not None and model.user_token.in_features == 8
+    assert model.listing is not None and model.user_token is not None and model.user_token.in_features == 9
     assert not torch.equal(model.listing.item_weight, model.rating.item_weight)
     assert not np.array_equal(whole.factors[RATING].target[:3], train.factors[RATING].target[:3])
 
@@ -85,7 +85,7 @@ def test_neighbours_that_help_are_part_of_both_editions_in_the_same_directions(
         found[dimension] = fitted
     (editions, told), (without, told_without) = found[3], found[0]
     assert set(told) == {RATING, LISTING}
-    assert (editions.train.width, without.train.width) == (14, 8)
+    assert (editions.train.width, without.train.width) == (15, 9)
     assert editions.train.grades is not None and editions.whole.grades is not None
     both = editions.whole.places(editions.train.item_ids)
     for objective, metric in ((RATING, "uauc"), (LISTING, "ndcg")):
@@ -134,7 +134,26 @@ def test_tastes_are_made_of_what_lies_strictly_before_the_moment(world: Path) ->
         expected = train.taste(places, np.array([one[c.IS_LIKED] for one in newest], dtype=bool))
         np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-6)
     first = data.train.moments == 1
-    assert first.any() and not got[first].any()  # nothing lies before it
+    unmet = train.taste(np.zeros(0, dtype=np.intp), np.zeros(0))
+    assert first.any() and (got[first] == unmet).all() and unmet.sum() == 1  # nothing lies before it
+
+
+def test_a_user_without_history_has_the_order_of_popularity(world: Path) -> None:
+    config = with_factors(world)
+    prepared = read_tables(config.tables.root)
+    fitted = factor_stage.fitted(config, prepared, load_data(config, prepared), torch.device("cpu"))
+    assert fitted is not None
+    rows = prepared.tables["interactions"].to_pylist()
+    for factors, splits in ((fitted[0].train, [c.TRAIN]), (fitted[0].whole, [c.TRAIN, c.VALID])):
+        one = factors.factors[LISTING]
+        liked = [row[c.ITEM_ID] for row in rows if row[c.SPLIT] in splits and row[c.IS_LIKED]]
+        logs = np.log1p([liked.count(item) for item in factors.item_ids.to_pylist()])
+        items = np.arange(one.n_items)
+        nobody = one.scores(one.taste(items[:0], np.zeros(0)), items)
+        np.testing.assert_allclose(nobody - logs, (nobody - logs).mean(), atol=1e-4)
+        assert abs((nobody - one.offset[:-1]) @ np.expm1(logs)) < 1e-3 * np.expm1(logs).sum()  # of the same mean
+        taste = one.taste(np.array([0]), np.array([1.0]))
+        assert taste[-1] == 0.0  # who has a history has the offsets that were learned beside histories
 
 
 def test_rows_of_one_label_teach_no_rating_factors(world: Path) -> None:
@@ -174,7 +193,8 @@ def test_hidden_factors_are_those_of_the_unknown_where_no_text_speaks_for_an_ite
     assert step.prefixes.factors is not None
     shown = own.terms.train().shown(torch.from_numpy(step.prefixes.factors), torch.from_numpy(step.distinct))
     assert shown.users is not None and shown.items is not None and shown.offsets is not None
-    assert not shown.users.any() and not shown.items.any()
+    nobody = own.factors.train.taste(np.zeros(0, dtype=np.intp), np.zeros(0))  # type: ignore[union-attr]
+    assert (shown.users.numpy() == nobody).all() and not shown.items.any()
     assert own.shown is not None and own.shown.texts is None  # so few items teach nothing of texts
     assert torch.equal(shown.offsets, torch.from_numpy(own.shown.items.unknown).expand_as(shown.offsets))
     bare = own.terms.eval().shown(torch.from_numpy(step.prefixes.factors), torch.from_numpy(step.distinct))

@@ -164,21 +164,23 @@ def with_profile() -> Factors:
 
     mix = np.array([1.0, 0.5], dtype=np.float32)
     near, profile = Neighbours(drawn(3, 4), drawn(4, 4), None), profiles.Profile(drawn(N_WORDS, 2), drawn(4, 2))
-    return Factors(drawn(6, 3), drawn(4, 3), drawn(4), mix, 2.0, near, profile)
+    return Factors(drawn(6, 3), drawn(4, 3), drawn(4), mix, 2.0, near, profile, drawn(4))
 
 
 def test_a_taste_has_the_profile_behind_history_and_neighbours_whatever_the_history() -> None:
     found = with_profile()
     assert found.profile is not None and found.near is not None
-    assert (found.width, found.n_of_profile) == (9, 2)
+    assert (found.width, found.of_profile) == (10, slice(7, 9))
     items, labels, words = np.array([2, 0]), np.array([1.0, 0.0]), [5, 1]
-    plain = replace(found, profile=None)
+    plain = replace(found, profile=None, popular=None)
     expected = (found.profile.tokens[5] + found.profile.tokens[1]) / 2
-    np.testing.assert_allclose(found.taste(items, labels, words), [*plain.taste(items, labels), *expected], rtol=1e-6)
-    np.testing.assert_allclose(found.taste(items[:0], labels[:0], words), [0] * 7 + expected.tolist(), rtol=1e-6)
-    assert found.taste(items[:0], labels[:0]).tolist() == [0] * 9  # a profile without a word
+    own = [*plain.taste(items, labels), *expected, 0]
+    np.testing.assert_allclose(found.taste(items, labels, words), own, rtol=1e-6)
+    np.testing.assert_allclose(found.taste(items[:0], labels[:0], words), [0] * 7 + expected.tolist() + [1], rtol=1e-6)
+    assert found.taste(items[:0], labels[:0]).tolist() == [0] * 9 + [1]  # a profile without a word
     known = found.vectors(np.array([1, -1]))
-    np.testing.assert_array_equal(known[0], [*found.target[1], *found.near.target[1], *found.profile.target[1]])
+    parts = found.target[1], found.near.target[1], found.profile.target[1], found.popular[1:2]  # type: ignore[index]
+    np.testing.assert_array_equal(known[0], np.concatenate(parts))
 
 
 def test_a_hidden_user_shows_the_profile_alone() -> None:
@@ -242,6 +244,10 @@ def test_files_hold_profiles_and_shapes_that_do_not_fit_are_named(tmp_path: Path
     for part in ("tokens", "target"):
         np.testing.assert_array_equal(getattr(own, part), getattr(whole.factors[LISTING].profile, part))
     cut = replace(with_profile(), profile=profiles.Profile(own.tokens, own.target[:-1]))
+    short = replace(with_profile(), popular=own.target[0])
+    factor_files.save(tmp_path, replace(whole, factors={LISTING: short}))
+    with pytest.raises(CheckpointError, match=r"listing: got popularity of shape \(2,\), expected \(4,\)"):
+        factor_files.load(tmp_path)
     factor_files.save(tmp_path, replace(whole, factors={LISTING: cut}))
     with pytest.raises(CheckpointError, match=r"listing: got profiles of shapes \(8, 2\) and \(3, 2\), expected"):
         factor_files.load(tmp_path)

@@ -55,6 +55,7 @@ def linear(seed: int = 0, noise: float = 0.1) -> tuple[np.ndarray, ItemFactors, 
         {LISTING: (0, 1), RATING: (1, 2)},
         is_new,
         np.zeros(WIDTH, dtype=bool),
+        np.zeros(WIDTH, dtype=np.float32),
     )
     return features, items, np.where(is_new, 0, 2 * standard[:, 2]).astype(np.float32), np.where(is_new, 0, 40.0)
 

@@ -12,7 +12,7 @@ from flmrec_spark.config import Source
 from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_users, items_of, users_of
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, accepted
 from flmrec_spark.tables import schemas
-from flmrec_spark.tables.sources import MALFORMED
+from flmrec_spark.tables.text_files import MALFORMED
 
 
 def frame_of(spark: SparkSession, schema: str, rows: list[tuple[Any, ...]]) -> DataFrame:

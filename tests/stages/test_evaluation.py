@@ -70,7 +70,7 @@ def test_prompts_are_asked_about_held_out_items_and_relevant_are_new_liked_ones(
     asked = {row.user_id: row for row in evaluation.pointwise_prompts(prompts, rows).collect()}
     assert {user: sorted(row.candidates) for user, row in asked.items()} == {"ann": ["a", "c", "d"], "007": ["b"]}
     assert all(row.excluded == [] for row in asked.values())
-    relevant = evaluation.relevant_items(rows)
+    relevant = evaluation.relevant_items(rows, exclude_seen=True)
     assert sorted(tuple(row) for row in relevant.collect()) == [("007", "b"), ("ann", "c")]
     history = interactions.where("split != 'test'")
     users = evaluation.measured_users(prompts, history).collect()
@@ -155,3 +155,16 @@ def test_a_model_without_lists_has_scores_alone(asked: Collected) -> None:
         asked, "user_mean", np.ones(3), is_probability=False, listed=None, expected=expected, cutoffs=[1]
     )
     assert (found.probabilities, found.hits, found.per_list, found.of_all_lists) == (None, None, {}, {})
+
+
+def test_where_lists_hold_what_was_seen_it_is_relevant_too(rows: DataFrame) -> None:
+    found = {tuple(row) for row in evaluation.relevant_items(rows, exclude_seen=False).collect()}
+    assert found == {("ann", "a"), ("ann", "c"), ("007", "b")}
+
+
+def test_titles_without_spaces_are_alike_by_their_characters() -> None:
+    titles = ["红色运动鞋", "红色运动鞋男", "红色运动鞋女款", "咖啡壶"]
+    columns = {"item_id": list("abcd"), "n_history": [1] * 4, "text": titles}
+    found = evaluation.catalogue(pa.table(columns)).features.toarray()
+    alike = found @ found.T
+    assert alike[0, 1] > 0.8 and alike[0, 2] > 0.6 and alike[0, 3] == 0.0

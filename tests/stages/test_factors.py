@@ -74,7 +74,9 @@ def profile(seed: int, n_items: int) -> Profile:
 
 def collaborative(seed: int) -> Collaborative:
     rating = replace(factors(seed + 1, len(KNOWN)), near=neighbours(seed + 2, len(KNOWN)))
-    listing = replace(factors(seed, len(KNOWN)), profile=profile(seed + 3, len(KNOWN)))
+    popular = np.random.default_rng(seed + 4).normal(size=len(KNOWN) + 1).astype(np.float32)
+    popular[-1] = 0
+    listing = replace(factors(seed, len(KNOWN)), profile=profile(seed + 3, len(KNOWN)), popular=popular)
     both = {"listing": listing, "rating": rating}
     return Collaborative(pa.array(sorted(KNOWN)), both, TASTE_LENGTH, grades=GRADES)
 
@@ -92,7 +94,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         item_position=USER_TOKENS,
         item_tokens=ITEM_TOKENS,
         has_listing=True,
-        n_factors=2 * DIMENSION + NEAR + PROFILE,
+        n_factors=2 * DIMENSION + NEAR + PROFILE + 1,
         **form,
     ).eval()
     generator = torch.Generator().manual_seed(5)
@@ -140,9 +142,8 @@ def taste_by_hand(one: Factors, history: Sequence[tuple[str, bool, float]], word
         weight = one.mix[0] / math.sqrt(len(kept)) + one.mix[1] * math.exp(-age / 3.0) / math.sqrt(3.0)
         taste += weight * one.history[place if liked else len(ids) + place]
     if one.profile is not None:
-        return np.concatenate(
-            [taste, sum((one.profile.tokens[word] for word in words), np.zeros(PROFILE)) / max(1, len(words))]
-        )
+        said = sum((one.profile.tokens[word] for word in words), np.zeros(PROFILE))
+        return np.concatenate([taste, said / max(1, len(words)), [not kept]])
     assert one.near is not None
     over = [LABELS[liked, value] - float(one.near.expected[place]) for place, liked, value in kept]
     mean = sum(over) / (len(over) + 4)
@@ -154,7 +155,7 @@ def taste_by_hand(one: Factors, history: Sequence[tuple[str, bool, float]], word
 
 def vector_by_hand(one: Factors, place: int) -> Any:
     (more,) = (part for part in (one.near, one.profile) if part is not None)
-    return np.concatenate([one.target[place], more.target[place]])
+    return np.concatenate([one.target[place], more.target[place], [] if one.popular is None else [one.popular[place]]])
 
 
 @torch.inference_mode()

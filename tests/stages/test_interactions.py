@@ -15,7 +15,7 @@ from flmrec_spark.errors import ConfigError
 from flmrec_spark.stages.interactions import clean_interactions
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, accepted, rejects
 from flmrec_spark.tables import schemas
-from flmrec_spark.tables.sources import MALFORMED
+from flmrec_spark.tables.text_files import MALFORMED
 
 
 def config(**settings: Any) -> PrepareConfig:
@@ -102,7 +102,8 @@ _TIMES = {
     "2021-02-29": None,
     "12:30": None,
     "2020": "1970-01-01 00:33:40",
-    "964982703123456": None,
+    "964982703123456": "2000-07-30 18:45:03.123456",
+    "964982703123456000": "2000-07-30 18:45:03.123456",
     "1e30": None,
     "NaN": None,
     "Infinity": None,
@@ -188,3 +189,24 @@ def test_rejects_fit_their_table_and_are_numbered_alike_in_every_run(spark: Spar
     assert len({row.row for row in first}) == len(rows) == len(first)
     assert json.loads(first[0].content)["rating"] == "x"
     assert max(len(row.content) for row in first) == 2000
+
+
+def test_ratings_are_read_as_they_are_written(spark: SparkSession) -> None:
+    told = [("u", f"{place}", value) for place, value in enumerate(["4.1", "true", "FALSE", "no", "y", "?", "NaN"])]
+    tagged = clean_interactions(given(spark, "user_id item_id rating", told), config(liked_at_least=0.5), items=None)
+    found = {row[c.ITEM_ID]: (row[c.RATING], row[c.IS_LIKED]) for row in accepted(tagged).collect()}
+    assert found == {"0": (4.1, True), "1": (1.0, True), "2": (0.0, False), "3": (0.0, False), "4": (1.0, True)}
+    floats = [("u", "a", 4.1, None), ("u", "b", float("nan"), "view"), ("u", "c", float("nan"), None)]
+    frame = given(spark, "user_id item_id rating event", floats, rating="float")
+    own = config(liked_at_least=4.1, event_values={"view": 1.0}, rating_range=[1.0, 4.1])
+    tagged = clean_interactions(frame, own, items=None)
+    assert reasons(tagged) == {"a": None, "b": None, "c": "no rating or event"}
+    found = {row[c.ITEM_ID]: (row[c.VALUE], row[c.IS_LIKED]) for row in accepted(tagged).collect()}
+    assert found == {"a": (4.1, True), "b": (1.0, False)}  # a float is not 4.0999999
+
+
+def test_a_threshold_that_no_event_reaches_is_a_config_error(spark: SparkSession) -> None:
+    frame = given(spark, "user_id item_id event", [("u", "i", "buy")])
+    own = config(liked_at_least=7.0, event_values={"view": 1.0, "buy": 3.0})
+    with pytest.raises(ConfigError, match=r"prepare.liked_at_least: got 7, expected at most 3"):
+        clean_interactions(frame, own, items=None)

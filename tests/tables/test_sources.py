@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Source
 from flmrec_spark.errors import ConfigError, InputError
-from flmrec_spark.tables.sources import MALFORMED, check_timestamp_format, read_source, reading
+from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
+from flmrec_spark.tables.text_files import MALFORMED
 
 IDS = (c.USER_ID, c.ITEM_ID)
 
@@ -194,3 +197,43 @@ def test_a_timestamp_format_is_checked_before_any_row_is_read(spark: SparkSessio
     check_timestamp_format(spark, "dd/MM/yyyy HH:mm")
     with pytest.raises(ConfigError, match=r"prepare.timestamp_format: got 'YYYY-ww', expected auto"):
         check_timestamp_format(spark, "YYYY-ww")
+
+
+def test_a_folder_with_columns_in_its_names_is_read_as_one_table(spark: SparkSession, tmp_path: Path) -> None:
+    for split, user in (("train", "007"), ("test", "u")):
+        (tmp_path / f"log/split={split}/event=01").mkdir(parents=True)
+        write(tmp_path / f"log/split={split}/event=01/a.csv", f"user_id,item_id\n{user},i\nshort\n")
+    found = sorted(rows(spark, Source(path=str(tmp_path / "log"), format="csv")), key=str)
+    assert found == [
+        ("007", "i", "01", "train", None),
+        ("short", None, "01", "test", "short"),
+        ("short", None, "01", "train", "short"),
+        ("u", "i", "01", "test", None),
+    ]
+    frame = spark.createDataFrame([("u", "i", "007")], "user_id string, item_id string, event string")
+    frame.write.partitionBy("event").parquet(str(tmp_path / "parquet"))
+    assert rows(spark, Source(path=str(tmp_path / "parquet"), format="parquet")) == [("u", "i", "007", None)]
+
+
+def test_bytes_of_another_encoding_are_told_and_read_by_its_name(spark: SparkSession, tmp_path: Path) -> None:
+    text = "item_id,title\n" + "".join(f"{place},红色运动鞋{place}\n" for place in range(9))
+    (tmp_path / "a.csv").write_bytes(text.encode("gbk"))
+    source = Source(path=str(tmp_path / "a.csv"), format="csv")
+    with pytest.raises(
+        InputError, match=r"no UTF-8 text in 9 of its first 9 rows, .* in prepare.items.options.encoding"
+    ):
+        items(spark, source)
+    found = items(spark, source.model_copy(update={"options": {"encoding": "GBK"}})).collect()
+    assert found[3]["title"] == "红色运动鞋3"
+    few = "item_id,title\n" + "".join(f"{place},t\n" for place in range(20)) + "x,torn \ufffd\n"
+    assert items(spark, Source(path=write(tmp_path / "b.csv", few), format="csv")).count() == 21
+
+
+def test_times_as_pandas_writes_them_are_read(spark: SparkSession, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"user_id": ["u"], "item_id": ["i"], "timestamp": pa.array([964982703123456789], pa.timestamp("ns"))}),
+        tmp_path / "a.parquet",
+    )
+    assert rows(spark, Source(path=str(tmp_path / "a.parquet"), format="parquet")) == [
+        ("u", "i", 964982703123456789, None)
+    ]

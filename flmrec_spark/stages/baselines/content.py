@@ -19,7 +19,7 @@ from flmrec_spark.stages.baselines.world import Floats, User
 
 MAX_WORDS = 50_000
 # A word; of scripts that are written without spaces, a character.
-_TOKEN = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
+TOKEN = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def tf_idf(texts: Sequence[str]) -> Content:
     """Item texts in the order of their places."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # here: seconds to import, and not every run fits one
 
-    vectorizer = TfidfVectorizer(token_pattern=_TOKEN, ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_WORDS)
+    vectorizer = TfidfVectorizer(token_pattern=TOKEN, ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_WORDS)
     try:
         return Content(vectorizer.fit_transform(texts).tocsr())
     except ValueError:  # scikit-learn's "empty vocabulary": no text has a word

@@ -23,7 +23,9 @@ from flmrec_spark.stages.baselines.world import Floats, User, World, feature_row
 PENALTY = 1.0
 MAX_ITERATIONS = 1000
 MIN_COUNT, MAX_FEATURES = 2, 20_000
-_WORD = re.compile(r"\w[\w'-]*")
+# A word with its hyphens; of scripts that are written without spaces, a character, as in `content`.
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}](?:[^\W{_UNSPACED}]|['-])*")
 
 Scales = Mapping[str, tuple[float, float]]  # number -> mean, standard deviation
 
@@ -90,7 +92,13 @@ def _scales(rows: Sequence[Mapping[str, Any]]) -> Scales:
         for name, value in row.items():
             if _is_number(value):
                 numbers.setdefault(name, []).append(float(value))
-    return {name: (float(np.mean(found)), float(np.std(found)) or 1.0) for name, found in numbers.items()}
+    return {name: _scale(np.array(found)) for name, found in numbers.items()}
+
+
+def _scale(values: Floats) -> tuple[float, float]:
+    """Mean and standard deviation; that of equal values is 1, and not the rounding of their mean."""
+    mean, deviation = float(values.mean()), float(values.std())
+    return mean, deviation if deviation > 1e-9 * max(1.0, abs(mean)) else 1.0
 
 
 def _features(row: Mapping[str, Any], scales: Scales) -> dict[str, float]:

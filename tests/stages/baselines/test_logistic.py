@@ -65,3 +65,14 @@ def test_likes_alone_tell_nothing_apart() -> None:
     world = world_of([(user, item, True) for user, item, _ in ROWS])
     found = logistic.logistic_regression(world).scores(user_of(world, "ann"))
     assert found == pytest.approx([np.log((12 + 1) / 1)] * len(ITEM_IDS))
+
+
+def test_numbers_that_hardly_differ_are_not_blown_up() -> None:
+    equal = [{"tax": 0.1}] * 50
+    mean, deviation = logistic._scales(equal)["tax"]
+    assert (mean, deviation) == (pytest.approx(0.1), 1.0)  # and not 1.4e-17
+    assert logistic._scales([{"tax": 1.0}, {"tax": 3.0}])["tax"] == (2.0, 1.0)
+
+
+def test_words_of_scripts_without_spaces_are_characters() -> None:
+    assert logistic._WORD.findall("红色运动鞋 sci-fi's 3D") == ["红", "色", "运", "动", "鞋", "sci-fi's", "3D"]

@@ -1,0 +1,71 @@
+"""csv and tsv as they are, every column a string."""
+
+from __future__ import annotations
+
+import re
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from flmrec_spark.config import Source
+from flmrec_spark.errors import InputError
+
+# A colon is in no attribute's name, so names of working columns cannot clash with the user's.
+MALFORMED = "row:malformed"
+
+OPTIONS = {
+    "csv": {"quote": '"', "escape": '"'},
+    "tsv": {"sep": "\t", "quote": "", "escape": ""},
+}
+_LOOKED_AT, _MOST_SPOILT = 1000, 0.1  # rows, and the share of them with bytes that are no text
+
+
+def read_text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
+    """The columns as strings and MALFORMED, the raw text of a line that does not split into them, as the last.
+
+    Raises:
+      InputError: an empty file, or bytes that are no text in the encoding.
+    """
+    options: dict[str, str | int | bool] = {"header": True, "encoding": "UTF-8"}
+    options |= OPTIONS[str(source.format)] | source.options
+    names = spark.read.options(**options).csv(source.place).columns
+    if not names:
+        raise InputError(f"{name}: got an empty file, expected a {source.format} with rows; at {source.place}")
+    if any("\x00" in column or "\ufffd" in column for column in names):
+        raise InputError(
+            f"{name}: got bytes that are no {options['encoding']} text, expected a {source.format}, "
+            f"or its encoding in {name}.options.encoding; at {source.place}"
+        )
+    # A header without a name, such as that of a pandas index, is named _c0 by Spark and would fail the check that
+    # every file of a folder has the same header.
+    is_named = not any(re.fullmatch(r"_c\d+", column) for column in names)
+    schema = T.StructType([T.StructField(column, T.StringType()) for column in (*names, MALFORMED)])
+    forced: dict[str, str | bool] = {
+        "mode": "PERMISSIVE",
+        "columnPruning": False,  # with it, a line is not malformed as long as the wanted columns are there
+        "columnNameOfCorruptRecord": MALFORMED,
+        "enforceSchema": not is_named,
+    }
+    found = _malformed_last(spark.read.options(**options).options(**forced).schema(schema).csv(source.place))
+    _expect_text(found.limit(_LOOKED_AT), f"{name}: got bytes that are no {options['encoding']} text", source, name)
+    return found
+
+
+def _malformed_last(frame: DataFrame) -> DataFrame:
+    """The columns that folders name, as split=train does, stand behind all others when Spark reads them."""
+    order = sorted(range(len(frame.columns)), key=lambda place: frame.columns[place] == MALFORMED)
+    placed = frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
+    return placed.select(*[F.col(f"_{place}") for place in order]).toDF(*[frame.columns[place] for place in order])
+
+
+def _expect_text(frame: DataFrame, got: str, source: Source, name: str) -> None:
+    """Raises InputError where many of the rows hold what Spark makes of bytes that it cannot read."""
+    placed = frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
+    spoilt = F.concat_ws(" ", *placed.columns).contains("\ufffd")
+    row = placed.agg(F.count("*").alias("rows"), F.count_if(spoilt).alias("spoilt")).collect()[0]
+    if row["spoilt"] > _MOST_SPOILT * row["rows"]:
+        raise InputError(
+            f"{got} in {row['spoilt']} of its first {row['rows']} rows, expected a {source.format}, or its encoding in "
+            f"{name}.options.encoding; at {source.place}"
+        )
