@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from flmrec_spark.fitting import Tools, fit_all, reranker, send
 from flmrec_spark.stages import evaluation, hybrid
 from flmrec_spark.stages.baselines import stacker
 from flmrec_spark.stages.baselines.collect import world_of
+from flmrec_spark.stages.baselines.stacker import Lists
 from flmrec_spark.stages.baselines.world import World
 from flmrec_spark.stages.models import Models, Stackers
 from flmrec_spark.stages.scores import Shipped
@@ -29,6 +31,8 @@ from flmrec_spark.stages.user_prompts import user_prompts
 
 MAX_USERS = 2000  # of valid, drawn by seed
 N_DRAWN = 100  # items per user that the liked ones of valid are told apart from
+CELLS = 500_000  # users of valid whose whole lists say which parts a stack needs, times items
+FEWEST = 50  # such users below which nobody is asked
 HISTORY_LENGTH = 10_000  # newest interactions of a user that baselines read
 SEED = 1
 
@@ -94,7 +98,10 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     world = prepared.world((c.TRAIN,))
     fitted = fit_all(models.baselines, world, tools, timed=lambda _: nullcontext())
     packed = send(tools.spark, world, fitted, np.ones(len(world.item_ids), dtype=bool))
-    asked = tools.spark.createDataFrame(_asked(rows, world.item_ids))
+    drawn, whole = _drawn(rows, world.item_ids), _whole(rows, world.item_ids)
+    held = rows.select([c.USER_ID, c.ITEM_ID]).cast(drawn.schema)
+    pairs = pa.concat_tables([held, drawn, whole]).group_by([c.USER_ID, c.ITEM_ID]).aggregate([])
+    asked = tools.spark.createDataFrame(pairs)
     shipped = shipped.of_train()
     prompts = user_prompts(
         users,
@@ -109,25 +116,32 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     answered = answered.sort_by([(c.USER_ID, "ascending"), (c.ITEM_ID, "ascending")])
     if not answered.num_rows:
         raise InputError("hybrid: the model scored none of the rows of split valid, expected some to fit the stack on")
-    return replace(models, stackers=_fitted(answered, rows, seen, exclude_seen=prepared.exclude_seen))
+    return replace(models, stackers=_fitted(answered, rows, seen, drawn, whole, exclude_seen=prepared.exclude_seen))
 
 
-def _asked(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
-    """user_id, item_id: the held-out pairs, and N_DRAWN items of each user."""
+def _drawn(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
+    """user_id, item_id: N_DRAWN items of each user."""
     users = sorted(set(rows[c.USER_ID].to_pylist()))
     random = np.random.default_rng(SEED)
     places = random.integers(0, len(item_ids), size=len(users) * N_DRAWN)
-    drawn = pa.table(
-        {
-            c.USER_ID: pa.array([user for user in users for _ in range(N_DRAWN)], pa.string()),
-            c.ITEM_ID: pa.array([item_ids[place] for place in places], pa.string()),
-        }
-    )
-    held_out = rows.select([c.USER_ID, c.ITEM_ID]).cast(drawn.schema)
-    return pa.concat_tables([held_out, drawn]).group_by([c.USER_ID, c.ITEM_ID]).aggregate([])
+    return _table([user for user in users for _ in range(N_DRAWN)], [item_ids[place] for place in places])
 
 
-def _fitted(answered: pa.Table, rows: pa.Table, seen: pa.Table, *, exclude_seen: bool) -> Stackers:
+def _whole(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
+    """user_id, item_id: all items, of as many users as CELLS has room for; of nobody where they are too few."""
+    users = sorted(set(rows[c.USER_ID].to_pylist()))
+    chosen = np.random.default_rng(SEED + 1).permutation(users)[: CELLS // len(item_ids)].tolist()
+    chosen = chosen if len(chosen) >= FEWEST else []
+    return _table([user for user in chosen for _ in item_ids], [*item_ids] * len(chosen))
+
+
+def _table(users: list[str], items: list[str]) -> pa.Table:
+    return pa.table({c.USER_ID: pa.array(users, pa.string()), c.ITEM_ID: pa.array(items, pa.string())})
+
+
+def _fitted(
+    answered: pa.Table, rows: pa.Table, seen: pa.Table, drawn: pa.Table, whole: pa.Table, *, exclude_seen: bool
+) -> Stackers:
     flat = answered[hybrid.FEATURES].combine_chunks()
     features = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
     place_of = {pair: place for place, pair in enumerate(_pairs(answered))}
@@ -139,13 +153,18 @@ def _fitted(answered: pa.Table, rows: pa.Table, seen: pa.Table, *, exclude_seen:
         if pair in place_of  # the model refused the item or the user
     ]
     relevant = {place for place, is_liked, is_seen in known_rows if is_liked and not (is_seen and exclude_seen)}
-    known = {*_pairs(rows), *_pairs(seen)}
-    others = [place for pair, place in place_of.items() if pair not in known]
-    listed = np.array([*sorted(relevant), *others], dtype=np.int64)
-    is_relevant = np.arange(len(listed)) < len(relevant)
-    users = np.unique(answered[c.USER_ID].to_numpy(zero_copy_only=False), return_inverse=True)[1][listed]
-    weights = stacker.even_weights(users, is_relevant)
-    ranking = stacker.fit(features[listed], is_relevant, weights=weights)
+    met = {place_of[pair] for pair in _pairs(seen) if pair in place_of}
+    known = {place_of[pair] for pair in _pairs(rows) if pair in place_of} | met
+    codes = np.unique(answered[c.USER_ID].to_numpy(zero_copy_only=False), return_inverse=True)[1]
+
+    def told(others: set[int], liked: set[int]) -> tuple[Any, Any, Any]:
+        """Features, whether relevant, and the users of some rows."""
+        places = np.array([*sorted(liked), *sorted(others)], dtype=np.int64)
+        return features[places], np.arange(len(places)) < len(liked), codes[places]
+
+    others, listed = ({place_of[pair] for pair in _pairs(some) if pair in place_of} for some in (drawn, whole))
+    lists = None if not listed else Lists.of(*told(listed - met - relevant, listed & relevant))
+    ranking = stacker.fit_for_lists(*told(others - known, relevant), lists)
     places = np.array([place for place, _, _ in known_rows], dtype=np.int64)
     labels = np.array([is_liked for _, is_liked, _ in known_rows], dtype=bool)
     has_both = len(np.unique(labels)) == 2

@@ -148,7 +148,7 @@ def _opened(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
             raise InputError(f"{name}: got {source.place}, expected {expected}; there is none") from None
         if condition == "UNABLE_TO_INFER_SCHEMA":
             raise InputError(f"{name}: got an empty folder, expected {expected} with rows; at {source.place}") from None
-        if _is_damage(fault):  # csv and tsv are looked into
+        if source.format in OPTIONS and _is_damage(fault):  # these are looked into
             raise _damaged(source, name, fault) from fault
         raise InputError(f"{name}: {source.place} is not {expected}: {spark_message(fault)}") from fault
     return frame.withColumn(MALFORMED, F.lit(None).cast("string"))

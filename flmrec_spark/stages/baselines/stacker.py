@@ -6,15 +6,17 @@ The parts' scores (log-odds of those that give probabilities) are standardised; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from flmrec_spark import metrics
 from flmrec_spark.errors import InputError
 from flmrec_spark.stages.baselines.world import Floats
 
 MAX_ITERATIONS = 1000
+_K = 10  # cut-off of the lists that a stack is made for
 _ROUNDING = 1e-9  # deviation of a constant, in units of itself
 
 
@@ -50,6 +52,73 @@ def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
     model = LogisticRegression(max_iter=MAX_ITERATIONS)
     model.fit(standardised(features, center, scale), labels, sample_weight=weights)
     return Stacker(center, scale, model.coef_[0].astype(np.float64), float(model.intercept_[0]))
+
+
+def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | None = None) -> Stacker:
+    """As `fit`, each side of a user (R,) weighing 1, of the parts that lists need: backward elimination.
+
+    Left out, one after the other, are parts without which the NDCG@10 of `lists` is no lower; none without lists. What
+    tells the liked from items drawn at random may spoil the first places, and a stack should not be worse than its best
+    part.
+
+    Raises:
+      InputError: as `fit`.
+    """
+    weights = even_weights(users, relevant)
+    if lists is None:
+        return fit(features, relevant, weights=weights)
+
+    def fitted(places: list[int]) -> tuple[Stacker, float]:
+        own = fit(features[:, places], relevant, weights=weights)
+        whole = Stacker(np.zeros(features.shape[1]), np.ones(features.shape[1]), np.zeros(features.shape[1]), 0.0)
+        for name in ("center", "scale", "weights"):
+            getattr(whole, name)[places] = getattr(own, name)
+        whole = replace(whole, intercept=own.intercept)
+        return whole, ndcg(whole)
+
+    def ndcg(stack: Stacker) -> float:
+        return lists.ndcg(stack)
+
+    def without(stack: Stacker, place: int) -> Stacker:
+        return replace(stack, weights=np.where(np.arange(len(stack.weights)) == place, 0.0, stack.weights))
+
+    left = list(range(features.shape[1]))
+    found, top = fitted(left)
+    while len(left) > 1:
+        least = max(left, key=lambda place: ndcg(without(found, place)))
+        less, value = fitted([place for place in left if place != least])
+        if value < top:
+            break
+        found, top, left = less, value, [place for place in left if place != least]
+    return found
+
+
+@dataclass(frozen=True)
+class Lists:
+    """All that the list of each of U users could hold, what is not relevant first: of equal scores it stands first."""
+
+    features: Floats  # (R, M)
+    rows: Any  # (U, W) places of rows
+    is_row: Any  # (U, W) false for the filling
+    relevant: Any  # (U, W)
+
+    @classmethod
+    def of(cls, features: Floats, relevant: Any, users: Any) -> Lists:
+        """Of rows (R,) in any order; users are codes."""
+        order = np.lexsort((relevant, users))
+        _, sizes = np.unique(users, return_counts=True)
+        is_row = np.arange(sizes.max()) < sizes[:, None]
+        rows = np.zeros(is_row.shape, dtype=np.intp)
+        rows[is_row] = order
+        return cls(features, rows, is_row, np.asarray(relevant)[rows] & is_row)
+
+    def ndcg(self, stack: Stacker) -> float:
+        """Mean NDCG@10 of users with something relevant; nan without any."""
+        filled = np.where(self.is_row, stack.probability(self.features)[self.rows], -np.inf)
+        top = np.argsort(-filled, axis=1, kind="stable")[:, :_K]
+        hits = np.take_along_axis(self.relevant, top, axis=1)
+        found = metrics.ndcg(hits, self.relevant.sum(1), k=_K)
+        return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 
 
 def standardised(features: Floats, center: Floats, scale: Floats) -> Floats:
