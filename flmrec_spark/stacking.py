@@ -6,6 +6,7 @@ the factors and bias terms of train. Its early stopping and its calibration, a f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from flmrec_spark.stages.baselines.world import World
 from flmrec_spark.stages.models import Models, Stackers
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.stages.user_prompts import user_prompts
+
+log = logging.getLogger("flmrec")
 
 MAX_USERS = 2000  # of valid, drawn by seed
 N_DRAWN = 100  # items per user that the liked ones of valid are told apart from
@@ -116,7 +119,13 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     answered = answered.sort_by([(c.USER_ID, "ascending"), (c.ITEM_ID, "ascending")])
     if not answered.num_rows:
         raise InputError("hybrid: the model scored none of the rows of split valid, expected some to fit the stack on")
-    return replace(models, stackers=_fitted(answered, rows, seen, drawn, whole, exclude_seen=prepared.exclude_seen))
+    stackers = _fitted(answered, rows, seen, drawn, whole, exclude_seen=prepared.exclude_seen)
+    for name, stack in (("rates", stackers.rating), ("lists", stackers.ranking)):
+        if stack is not None:
+            own = [f"{hybrid.FLM} rating", f"{hybrid.FLM} list"][: len(stack.weights) - len(models.baselines)]
+            parts = zip([*own, *models.baselines], stack.weights, strict=True)
+            log.info("hybrid: %s by %s", name, ", ".join(f"{part} {weight:.2f}" for part, weight in parts if weight))
+    return replace(models, stackers=stackers)
 
 
 def _drawn(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:

@@ -57,9 +57,9 @@ def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
 def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | None = None) -> Stacker:
     """As `fit`, each side of a user (R,) weighing 1, of the parts that lists need: backward elimination.
 
-    Left out, one after the other, are parts without which the NDCG@10 of `lists` is no lower; none without lists. What
-    tells the liked from items drawn at random may spoil the first places, and a stack should not be worse than its best
-    part.
+    Left out are parts that count backwards and, one after the other, those without which the NDCG@10 of `lists` is no
+    lower; none without lists. What tells the liked from items drawn at random may spoil the first places, and a stack
+    should not be worse than its best part.
 
     Raises:
       InputError: as `fit`.
@@ -70,6 +70,9 @@ def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | No
 
     def fitted(places: list[int]) -> tuple[Stacker, float]:
         own = fit(features[:, places], relevant, weights=weights)
+        forwards = [place for place, weight in zip(places, own.weights, strict=True) if weight >= 0]
+        if 0 < len(forwards) < len(places):
+            return fitted(forwards)
         whole = Stacker(np.zeros(features.shape[1]), np.ones(features.shape[1]), np.zeros(features.shape[1]), 0.0)
         for name in ("center", "scale", "weights"):
             getattr(whole, name)[places] = getattr(own, name)
@@ -82,14 +85,13 @@ def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | No
     def without(stack: Stacker, place: int) -> Stacker:
         return replace(stack, weights=np.where(np.arange(len(stack.weights)) == place, 0.0, stack.weights))
 
-    left = list(range(features.shape[1]))
-    found, top = fitted(left)
-    while len(left) > 1:
+    found, top = fitted(list(range(features.shape[1])))
+    while len(left := np.flatnonzero(found.weights).tolist()) > 1:
         least = max(left, key=lambda place: ndcg(without(found, place)))
         less, value = fitted([place for place in left if place != least])
         if value < top:
             break
-        found, top, left = less, value, [place for place in left if place != least]
+        found, top = less, value
     return found
 
 
