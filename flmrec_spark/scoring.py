@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
@@ -19,6 +20,8 @@ from flmrec_spark.stages.hybrid import FLM, HYBRID
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
 from flmrec_spark.tables.delta import content_digest, run_predicate
+
+log = logging.getLogger("flmrec")
 
 INPUTS = ("interactions", "items", "users")
 PUBLISHED, STAGED, NEW = "published", "staged", "new"
@@ -75,6 +78,8 @@ def progress(job: Job, made_of: str, *, is_named: bool) -> str:
     commits = job.tables.commits("recommendations")
     published = [commit for commit in commits if commit.get("job") == job.name]
     is_undone = bool(commits) and commits[0].get("job") != job.name
+    if is_undone and published and published[0].get("run_id") == job.run_id:
+        log.warning("score: run %s: its lists were changed or put back since, and are published again", job.run_id)
     for age, commit in enumerate(published):
         if commit.get("run_id") == job.run_id:
             if commit.get("fingerprint") != made_of:

@@ -127,10 +127,13 @@ class PrepareConfig(Section):
     @field_validator("event_values", mode="before")
     @classmethod
     def _names_as_text(cls, given: Any) -> Any:
-        """YAML reads the events 0 and true as a number and a truth."""
+        """YAML reads the event 0 as a number, and yes, no, on, off, true and false as two truths."""
         if not isinstance(given, dict):
             return given
-        return {str(name).lower() if isinstance(name, bool) else str(name): worth for name, worth in given.items()}
+        if truths := [name for name in given if isinstance(name, bool)]:
+            got = str(truths[0]).lower()
+            raise ValueError(f"got the event {got}, expected names: put yes, no, true and the like in quotes")
+        return {str(name): worth for name, worth in given.items()}
 
     @model_validator(mode="after")
     def _range_ascends(self) -> PrepareConfig:

@@ -137,8 +137,9 @@ def _drawn(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
 
 
 def _whole(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
-    """user_id, item_id: all items, of as many users as CELLS has room for; of nobody where they are too few."""
-    users = sorted(set(rows[c.USER_ID].to_pylist()))
+    """user_id, item_id: all items, of as many users with likes as CELLS has room for; of nobody where that is few."""
+    liked = rows.filter(rows[c.IS_LIKED])
+    users = sorted(set(liked[c.USER_ID].to_pylist()))
     chosen = np.random.default_rng(SEED + 1).permutation(users)[: CELLS // len(item_ids)].tolist()
     chosen = chosen if len(chosen) >= FEWEST else []
     return _table([user for user in chosen for _ in item_ids], [*item_ids] * len(chosen))
@@ -172,7 +173,8 @@ def _fitted(
         return features[places], np.arange(len(places)) < len(liked), codes[places]
 
     others, listed = ({place_of[pair] for pair in _pairs(some) if pair in place_of} for some in (drawn, whole))
-    lists = None if not listed else Lists.of(*told(listed - met - relevant, listed & relevant))
+    n_asked = len(np.unique(codes[sorted(listed & relevant)])) if listed & relevant else 0
+    lists = Lists.of(*told(listed - met - relevant, listed & relevant)) if n_asked >= FEWEST else None
     ranking = stacker.fit_for_lists(*told(others - known, relevant), lists)
     places = np.array([place for place, _, _ in known_rows], dtype=np.int64)
     labels = np.array([is_liked for _, is_liked, _ in known_rows], dtype=bool)

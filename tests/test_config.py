@@ -99,6 +99,7 @@ def test_every_fault_of_file_and_overrides_is_told_at_once(tmp_path: Path) -> No
         ("prepare.split.valid_share=0.95", "prepare.split: valid_share + test_share: got 1.05, expected below 1"),
         ("prepare.rating_range=[5, 1]", "prepare: rating_range: got [5.0, 1.0], expected [lowest, highest]"),
         ("prepare.event_values={buy: 1}", "prepare.liked_at_least: got null, expected a worth"),
+        ("prepare.event_values={yes: 1}", "got the event true, expected names: put yes, no, true and"),
         ("prepare.liked_at_least=.nan", "prepare.liked_at_least: got nan, expected a finite number"),
         ("prepare.interactions.table=x", "prepare.interactions: give either `path` or `table`"),
         ("tables.database=my-db; DROP", "tables.database: got 'my-db; DROP'"),
@@ -280,6 +281,6 @@ def test_tokens_of_no_factors_are_refused(smallest: Path) -> None:
         load_config(smallest, ["model.collaborative.tokens=true", "model.collaborative.dimension=0"])
 
 
-def test_events_that_yaml_reads_as_numbers_and_truths_are_names(smallest: Path) -> None:
-    found = load_config(smallest, ["prepare.event_values={0: 1, true: 2, view: 3}", "prepare.liked_at_least=2"])
+def test_events_that_yaml_reads_as_numbers_are_names(smallest: Path) -> None:
+    found = load_config(smallest, ["prepare.event_values={0: 1, 'true': 2, view: 3}", "prepare.liked_at_least=2"])
     assert found.prepare.event_values == {"0": 1.0, "true": 2.0, "view": 3.0}

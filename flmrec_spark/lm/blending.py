@@ -8,8 +8,8 @@ text is the rating head's logit with the bias terms; is_new is 1 for an item tha
 are fitted on the valid split: the probability by Platt's scaling (Platt 1999), the score as the even-odds probability
 that an item is liked next rather than one of those that are not. So new items stand as high as they are liked: where
 what comes next is new, above all that is known. A part without which the lists of the valid split are no worse weighs
-nothing in the score. A model without a listing part has no score of its own: its lists stand
-in the order of the probability.
+nothing in the score, where 50 users of a kind say so. A model without a listing part has no score of its own: its lists
+stand in the order of the probability.
 
 Of a user without history the factors know offsets and a profile at most, and the text a profile, so that their weights
 are fitted apart from the others' where the valid split has enough users of both kinds.

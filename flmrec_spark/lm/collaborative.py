@@ -88,7 +88,8 @@ class Factors:
 
     def vectors(self, items: Places) -> Floats:
         """(len(items), f) float32; zeros for -1, an unknown item."""
-        return np.concatenate([part[items] for part in self._targets()], axis=1)
+        first, *more = self._targets()
+        return np.concatenate([first[items], *(part[items] for part in more)], axis=1) if more else first[items]
 
     def _targets(self) -> list[Floats]:
         parts = [part.target for part in (self.near, self.profile) if part is not None]

@@ -17,8 +17,8 @@ class Terms(nn.Module):
     """What collaborative factors add to the logits of a step, and what the segments' tokens show of them.
 
     In training the factors of a share of the users and of the items are hidden, as those of new ones are: of a hidden
-    user stands what the profile says; of a hidden item what its text says, and its bias term is left out. The factors
-    do not train with the language model, which learns what they leave.
+    user stands what the profile says, and popularity; of a hidden item what its text says, and its bias term is left
+    out. The factors do not train with the language model, which learns what they leave.
 
     Args:
       items: factors of the catalogue; None for a training without factors.

@@ -82,7 +82,7 @@ class Shipped:
     digest: str  # of the checkpoint
     history_length: int
     n_items: int  # that may be listed
-    rejected: list[tuple[str, str]]  # (item_id, reason) of items that no prompt can show
+    rejected: list[tuple[str, str]]  # (item_id, reason) of items that pass the filter and that no prompt can show
     bundle: Bundle
     profile: ResourceProfile | None
     cost: CostModel

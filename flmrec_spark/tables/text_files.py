@@ -18,7 +18,7 @@ OPTIONS = {
     "csv": {"quote": '"', "escape": '"'},
     "tsv": {"sep": "\t", "quote": "", "escape": ""},
 }
-_LOOKED_AT, _MOST_SPOILT = 1000, 0.1  # rows, and the share of them with bytes that are no text
+_LOOKED_AT, _MOST_SPOILT = 1000, 0.5  # rows, and the share of them with bytes that are no text
 
 
 def read_text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
@@ -66,6 +66,6 @@ def _expect_text(frame: DataFrame, got: str, source: Source, name: str) -> None:
     row = placed.agg(F.count("*").alias("rows"), F.count_if(spoilt).alias("spoilt")).collect()[0]
     if row["spoilt"] > _MOST_SPOILT * row["rows"]:
         raise InputError(
-            f"{got} in {row['spoilt']} of its first {row['rows']} rows, expected a {source.format}, or its encoding in "
+            f"{got} in {row['spoilt']} of {row['rows']} rows, expected a {source.format}, or its encoding in "
             f"{name}.options.encoding; at {source.place}"
         )

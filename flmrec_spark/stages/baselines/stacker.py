@@ -6,6 +6,7 @@ The parts' scores (log-odds of those that give probabilities) are standardised; 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,16 +58,14 @@ def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
 def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | None = None) -> Stacker:
     """As `fit`, each side of a user (R,) weighing 1, of the parts that lists need: backward elimination.
 
-    Left out are parts that count backwards and, one after the other, those without which the NDCG@10 of `lists` is no
-    lower; none without lists. What tells the liked from items drawn at random may spoil the first places, and a stack
+    Left out are parts that count backwards and, where there are `lists`, one after the other those without which their
+    NDCG@10 is no lower. What tells the liked from items drawn at random may spoil the first places, and a stack
     should not be worse than its best part.
 
     Raises:
       InputError: as `fit`.
     """
     weights = even_weights(users, relevant)
-    if lists is None:
-        return fit(features, relevant, weights=weights)
 
     def fitted(places: list[int]) -> tuple[Stacker, float]:
         own = fit(features[:, places], relevant, weights=weights)
@@ -80,16 +79,18 @@ def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | No
         return whole, ndcg(whole)
 
     def ndcg(stack: Stacker) -> float:
-        return lists.ndcg(stack)
+        return math.nan if lists is None else lists.ndcg(stack)
 
     def without(stack: Stacker, place: int) -> Stacker:
         return replace(stack, weights=np.where(np.arange(len(stack.weights)) == place, 0.0, stack.weights))
 
     found, top = fitted(list(range(features.shape[1])))
+    if not top > 0:  # without lists, or without a hit: nothing tells the parts apart
+        return found
     while len(left := np.flatnonzero(found.weights).tolist()) > 1:
         least = max(left, key=lambda place: ndcg(without(found, place)))
         less, value = fitted([place for place in left if place != least])
-        if value < top:
+        if not value >= top:
             break
         found, top = less, value
     return found

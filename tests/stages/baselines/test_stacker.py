@@ -116,3 +116,15 @@ def test_parts_that_lists_need_stay() -> None:
     assert found.weights == pytest.approx(plain.weights) and found.intercept == plain.intercept
     with pytest.raises(InputError, match="of one label"):
         stacker.fit_for_lists(features, np.zeros(4800, dtype=bool), users, lists)
+
+
+def test_lists_that_tell_nothing_leave_nothing_out_but_what_counts_backwards() -> None:
+    random = np.random.default_rng(5)
+    features = random.normal(size=(4800, 3))
+    relevant = random.random(4800) < 1 / (1 + np.exp(2.0 - features @ [1.0, 0.7, -0.5]))
+    users = np.repeat(np.arange(80), 60)
+    forwards = stacker.fit(features[:, :2], relevant, weights=stacker.even_weights(users, relevant))
+    empty = Lists.of(features, np.zeros(4800, dtype=bool), users)
+    for lists in (None, empty):
+        found = stacker.fit_for_lists(features, relevant, users, lists)
+        assert found.weights == pytest.approx([*forwards.weights, 0.0])
