@@ -86,8 +86,8 @@ def ship(
     ]
     if not any(listed):
         raise InputError(
-            f"items: got {table.num_rows}, of which {sum(allowed)} pass score.item_filter and {len(rejected)} of those "
-            "are longer than prompts.item_tokens, expected some that may be listed"
+            f"items: got {table.num_rows} of which none may be listed, expected some: {sum(allowed)} pass "
+            f"score.item_filter, and {len(rejected)} of those are longer than prompts.item_tokens"
         )
     bundle_items = table.set_column(
         table.column_names.index(worker.IS_LISTED), worker.IS_LISTED, pa.array(listed)

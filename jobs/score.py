@@ -76,9 +76,9 @@ def score(job: Job) -> None:
         while True:
             if is_new:
                 shipped, metadata = _staged(job, found, prompts, metadata)
-            version = job.tables.version("top_n")  # what is published is what was audited
-            staged = job.tables.read("top_n", version=version).where(run_predicate(job.run_id))
             with job.timed("write", "audit"):
+                version = job.tables.version("top_n")  # what is published is what was audited
+                staged = job.tables.read("top_n", version=version).where(run_predicate(job.run_id))
                 publishing.count(job, staged, prompts, listed, refused_items)
             if is_new or state == scoring.PUBLISHED or not publishing.is_broken(job):
                 break
