@@ -33,7 +33,7 @@ def auc(labels: Array, scores: Array) -> float:
 
 def uauc(users: Array, labels: Array, scores: Array) -> float:
     """Plain mean of AUC over the users who have both labels (CoLLM, arXiv 2310.19488); nan when none has."""
-    return _mean(user_auc(_codes(users), labels, scores))
+    return mean(user_auc(_codes(users), labels, scores))
 
 
 def log_loss(labels: Array, probabilities: Array) -> float:
@@ -64,7 +64,7 @@ def ndcg_at_k(users: Array, labels: Array, scores: Array, *, k: int) -> float:
     listed = rank < k
     hits = np.zeros((n_users, k), dtype=bool)
     hits[codes[order][listed], rank[listed]] = labels.astype(bool)[order][listed]
-    return _mean(ndcg(hits, _user_sums(codes, labels, n_users), k=k))
+    return mean(ndcg(hits, _user_sums(codes, labels, n_users), k=k))
 
 
 def user_auc(users: Array, labels: Array, scores: Array, *, n_users: int | None = None) -> Floats:
@@ -226,7 +226,8 @@ def _of_all(statistic: Statistic) -> float:
     return float(statistic(np.ones((1, 1)))[0])
 
 
-def _mean(values: Floats) -> float:
+def mean(values: Floats) -> float:
+    """Of the users who have a value; nan where none has."""
     return float(mean_over_users(values)(np.ones((1, len(values))))[0])
 
 

@@ -71,11 +71,10 @@ def evaluate(job: Job) -> None:
     job.counts["items_rejected"] = len(shipped.rejected)
     diverse = diverse_lists(job)
     measured = _measured_now_or_before(job, shipped, diverse)
-    title = measuring.title(job)
     known = {row.model for row in measured}
     names = [name for name in (FLM, *config.baselines, HYBRID) if name in known]  # the hybrid may have been left out
     chosen = {diversified(name): name for name in names if diversified(name) in known}
-    Console(width=WIDTH).print(report(measured, models=names, title=title, diverse=chosen))
+    Console(width=WIDTH).print(report(measured, models=names, title=measuring.title(job), diverse=chosen))
     if job.files["report"] is not None:
         with job.timed("report"):
             against = config.compared_with([name for name in config.baselines if name in known])
@@ -85,19 +84,18 @@ def evaluate(job: Job) -> None:
 
 def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measurement]:
     """The measurements, read back when a finished run of this id has made them; its counts are the job's then."""
-    config, precision = job.config.evaluate, job.config.score.precision
-    strategy = job.config.score.strategy
-    compares = diverse is not None and strategy in config.baselines
+    config, lists = job.config.evaluate, job.config.score
+    compares = diverse is not None and lists.strategy in config.baselines
     made_by = depends_on(config.baselines, tools=tools(job), compares_texts=compares)
     made_of = stored.fingerprint(
         job.tables,
         job.inputs,
         config,
-        precision=precision,
+        precision=lists.precision,
+        exclude_seen=lists.exclude_seen,
         diverse=diverse,
-        strategy=strategy,
+        strategy=lists.strategy,
         made_by=made_by,
-        exclude_seen=job.config.score.exclude_seen,
     )
     job.run_id = job.run_id or f"evaluate-{made_of}"
     measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
@@ -218,11 +216,13 @@ def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
         found = _of_split(job, settled(shipped, prompts, job.config.score)[0])
         return scores(prompts, found, n=REPORT_LIST).where(F.col(c.RANK) >= 1)
 
-    told = {"run_id": job.run_id, "counts": job.counts, "inputs": job.inputs, "tables": job.tables}
     publish(
         file,
         result,
-        **told,  # type: ignore[arg-type]
+        run_id=job.run_id,
+        counts=job.counts,
+        inputs=job.inputs,
+        tables=job.tables,
         checkpoint=job.config.checkpoint,
         evaluate=job.config.evaluate,
         lists_of=lists_of,

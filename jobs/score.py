@@ -72,18 +72,14 @@ def score(job: Job) -> None:
         metadata |= {name: job.versions[name] for name in ("diversity",) if name in job.versions}
         shipped = found.shipped
         refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
-        is_new = state == scoring.NEW
-        while True:
-            if is_new:
-                shipped, metadata = _staged(job, found, prompts, metadata)
-            with job.timed("write", "audit"):
-                version = job.tables.version("top_n")  # what is published is what was audited
-                staged = job.tables.read("top_n", version=version).where(run_predicate(job.run_id))
-                publishing.count(job, staged, prompts, listed, refused_items)
-            if is_new or state == scoring.PUBLISHED or not publishing.is_broken(job):
-                break
+        counted = prompts, listed, refused_items
+        if state == scoring.NEW:
+            shipped, metadata = _stage(job, found, prompts, metadata)
+        staged = _counted(job, *counted)
+        if state == scoring.STAGED and publishing.is_broken(job):
             log.warning("score: run %s: the lists that an earlier attempt staged are broken: scored again", job.run_id)
-            is_new = True
+            shipped, metadata = _stage(job, found, prompts, metadata)
+            staged = _counted(job, *counted)
         with job.timed("write", "rejects"):
             publishing.write_rejects(job, staged, refused_items)
         publishing.judge(job)
@@ -121,7 +117,7 @@ def _planned(job: Job, shipped: Shipped | None, prompts: DataFrame) -> tuple[Shi
     return shipped, scoring.spread(job, shipped, prompts, work)
 
 
-def _staged(
+def _stage(
     job: Job, found: Recommender, prompts: DataFrame, metadata: dict[str, object]
 ) -> tuple[Shipped | None, dict[str, object]]:
     """Scores all users into `top_n`; returns the shipment as it was used, and what its commit tells."""
@@ -130,6 +126,14 @@ def _staged(
         metadata = {**metadata, "precision": shipped.bundle.precision}
     _score(job, shipped, found.lists(users, job.config.score.staged_n, shipped), metadata)
     return shipped, metadata
+
+
+def _counted(job: Job, prompts: DataFrame, listed: DataFrame, refused_items: DataFrame) -> DataFrame:
+    """The staged lists, at the version that is counted for the audit: what is published is what was audited."""
+    with job.timed("write", "audit"):
+        staged = job.tables.read("top_n", version=job.tables.version("top_n")).where(run_predicate(job.run_id))
+        publishing.count(job, staged, prompts, listed, refused_items)
+    return staged
 
 
 def _score(job: Job, shipped: Shipped | None, lists: DataFrame, metadata: dict[str, object]) -> None:

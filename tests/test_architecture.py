@@ -27,6 +27,7 @@ LAYERS = (
         "metrics",
         "list_metrics",
         "bootstrap",
+        "elimination",
         "ranking",
         "reranking",
     ),

@@ -17,8 +17,7 @@ are fitted apart from the others' where the valid split has enough users of both
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ Bools = npt.NDArray[np.bool_]
 Names = frozenset[str]  # of ListBlend's parts
 
 N_DRAWN = 100  # items of a user that those liked next are told apart from
-_IDLE = ("rating", "head", "factors")  # of parts that lists are no worse without, the first is left out
+_IDLE = ("rating", "head", "factors")
 FEWEST_USERS = 50  # of a kind, held out, below which nothing is fitted for them alone
 
 
@@ -148,23 +147,9 @@ def fit_list_blend(
     return None
 
 
-def without_idle(
-    fit: Callable[[Names], ListBlend | None], value: Callable[[ListBlend], float], names: Names
-) -> ListBlend | None:
-    """What `fit` makes of the parts, less those without which lists are no worse: backward elimination by `value`.
-
-    What tells the liked from items drawn at random may do so far from the first places. One part of lists stays.
-    """
-    found = fit(names)
-    top = math.nan if found is None else value(found)
-    while found is not None and not math.isnan(top):
-        smaller = [names - {name} for name in _IDLE if name in names and names - {name} - {"rating"}]
-        tried = [(own, value(own), less) for less in smaller if (own := fit(less)) is not None]
-        better = [one for one in tried if one[1] >= top]
-        if not better:
-            break
-        found, top, names = max(better, key=lambda one: one[1])
-    return found
+def smaller_by_one(_: ListBlend, names: Names) -> list[Names]:
+    """The parts less one, where one of lists stays; of parts that are not missed the rating goes first."""
+    return [names - {name} for name in _IDLE if name in names and names - {name} - {"rating"}]
 
 
 def _smoothed(columns: Any, relevant: Bools, weights: Scores) -> tuple[Any, Bools, Scores]:

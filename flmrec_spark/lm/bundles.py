@@ -31,23 +31,25 @@ def pack(checkpoint_folder: Path, items: pa.Table, target: Path, *, kernel: Buil
     The items carry their tokens and whether they may be listed. Returns the digest of the checkpoint that it has, by
     its manifest, which `unpack` holds every file to.
     """
-    names = [manifest.NAME, *manifest.files(checkpoint_folder)]
+    told = (checkpoint_folder / manifest.NAME).read_bytes()
     with tarfile.open(target, "w") as archive:
-        for name in names:
+        _add(archive, f"{CHECKPOINT}/{manifest.NAME}", io.BytesIO(told))
+        for name in manifest.files(checkpoint_folder):
             archive.add(checkpoint_folder / name, arcname=f"{CHECKPOINT}/{name}")
         if kernel is not None:
             archive.add(kernel.file, arcname=native.bundled_name(kernel.level))
         sink = io.BytesIO()
         with pa.ipc.new_file(sink, items.schema) as writer:
             writer.write_table(items)
-        entry = tarfile.TarInfo(ITEMS_FILE)
-        entry.size = sink.tell()
-        sink.seek(0)
-        archive.addfile(entry, sink)
-    with tarfile.open(target) as archive:
-        told = archive.extractfile(f"{CHECKPOINT}/{manifest.NAME}")
-        assert told is not None
-        return str(json.load(told).get("digest"))
+        _add(archive, ITEMS_FILE, sink)
+    return str(json.loads(told)["digest"])
+
+
+def _add(archive: tarfile.TarFile, name: str, content: io.BytesIO) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = content.seek(0, io.SEEK_END)
+    content.seek(0)
+    archive.addfile(entry, content)
 
 
 def unpack(root: Path, digest: str, open_bundle: Callable[[], Any]) -> Path:

@@ -77,7 +77,8 @@ class Factors:
         if self.profile is not None:
             found[self.of_profile] = self.profile.taste(words)
         if not len(items):
-            found[self.width - (self.popular is not None) :] = 1.0
+            if self.popular is not None:
+                found[-1] = 1.0
             return found
         weights, d = ages(len(items), self.mix, self.recency), self.target.shape[1]
         is_liked = np.asarray(labels) > 0.5

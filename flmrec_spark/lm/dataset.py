@@ -129,8 +129,10 @@ def examples(
     return Examples(prefixes, place_of_row, targets, labels, n_cut, moment_of_row, new_of_row, sources)
 
 
-def profiles(prepared: Prepared, segmenter: Segmenter, user_ids: Sequence[str]) -> list[list[int]]:
-    """What stands before the history of each of the users, in tokens."""
+def profiles(prepared: Prepared, segmenter: Segmenter, user_ids: Sequence[str], *, are_read: bool) -> list[list[int]]:
+    """What stands before the history of each of the users, in tokens; nothing where nobody reads it."""
+    if not are_read:
+        return [[] for _ in user_ids]
     fields = {row.pop(c.USER_ID): row for row in prepared.tables["users"].to_pylist()}
     return segmenter.profiles([fields[user] for user in user_ids])
 

@@ -175,16 +175,16 @@ def _with_profile(
     words = data.segmenter.block(data.profiles)
     embeddings = load_backbone(config.model.path).get_input_embeddings().weight.detach().numpy()  # type: ignore[operator]
     table = profiles.token_table(embeddings, words, config.model.collaborative.profile)
-    choice = None
-    if table is not None:
-        own = features(table, words).astype(np.float64), profiles.likes_of(early.sequences)
-        choice = profiles.choose(*own, allowed=data.catalog.is_known[early.items], seed=config.finetune.seed)
-    if table is None or choice is None:
+    if table is None:
+        return factors, later, {}
+    x, allowed = features(table, words).astype(np.float64), data.catalog.is_known[early.items]
+    choice = profiles.choose(x, profiles.likes_of(early.sequences), allowed=allowed, seed=config.finetune.seed)
+    if choice is None:
         log.info("factors: %s: profiles: no better for users left out: left out", LISTING)
         return factors, later, {}
     gained = choice.ndcg, choice.ndcg_without
     log.info("factors: %s: profiles: ndcg of users left out %.4f, without %.4f", LISTING, *gained)
-    of_train, whole = (profiles.fit(table, words, one.sequences, choice.variance) for one in (early, late))
+    of_train, whole = (profiles.fit(table, x, one.sequences, choice.variance) for one in (early, late))
     told = {"profiles_ndcg": choice.ndcg, "ndcg_without": choice.ndcg_without}
     return replace(factors, profile=of_train), replace(later, profile=whole), told
 

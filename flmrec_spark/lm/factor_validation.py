@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flmrec_spark import metrics
+from flmrec_spark import metrics, ranking
 from flmrec_spark.lm.collaborative import LISTING, RATING, Bools, Factors, Floats, Places
-from flmrec_spark.ranking import best
 
 _K = 10
 METRIC = {RATING: "uauc", LISTING: "ndcg"}
@@ -37,8 +35,8 @@ def measured(
     factors = factors if offset is None else replace(factors, offset=offset)
     every = np.arange(factors.n_items)
     scores, users, labels = [], [], []
-    hits, n_relevant = np.zeros((len(questions), _K), dtype=bool), np.zeros(len(questions))
-    for row, one in enumerate(questions):
+    tops, relevant = [], []
+    for one in questions:
         taste = factors.taste(one.items, one.history_labels)
         if objective == RATING:
             scores.append(factors.scores(taste, one.targets))
@@ -47,11 +45,8 @@ def measured(
             continue
         left = allowed.copy()
         left[one.seen] = False
-        top = best(factors.scores(taste, every).astype(np.float64), _K, allowed=left)
-        relevant = np.setdiff1d(one.targets[one.labels], one.seen)
-        hits[row, : len(top)] = np.isin(top, relevant)
-        n_relevant[row] = len(relevant)
+        tops.append(ranking.best(factors.scores(taste, every).astype(np.float64), _K, allowed=left))
+        relevant.append(np.setdiff1d(one.targets[one.labels], one.seen))
     if objective == RATING:
         return metrics.uauc(np.concatenate(users), np.concatenate(labels), np.concatenate(scores))
-    found = metrics.ndcg(hits, n_relevant, k=_K)
-    return float(np.nanmean(found)) if np.isfinite(found).any() else math.nan
+    return metrics.mean(ranking.ndcg(tops, relevant, k=_K))

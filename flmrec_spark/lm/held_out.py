@@ -69,8 +69,7 @@ class HeldOut:
         rows = dataset.examples(prepared, c.TEST, items, segmenter, width=None, user_ids=user_ids, only=drawn)
         factors, own = rules.of_items(items.ids(), items.tokens, model), None
         if rules.factors is not None and factors is not None:
-            reads = rules.factors.reads_profiles
-            profiles = dataset.profiles(prepared, segmenter, user_ids) if reads else [[] for _ in user_ids]
+            profiles = dataset.profiles(prepared, segmenter, user_ids, are_read=rules.factors.reads_profiles)
             own = tastes(rules.factors, profiles, prepared, items, user_ids, rows, _HISTORY)
             if rules.has_tokens:
                 items = replace(items, tokens=replace(items.tokens, factors=factors.vectors))

@@ -69,8 +69,8 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
     negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)
-    reads_profiles = config.model.collaborative.dimension and config.model.collaborative.profile
-    profiles = dataset.profiles(prepared, segmenter, user_ids) if reads_profiles else [[] for _ in user_ids]
+    settings = config.model.collaborative
+    profiles = dataset.profiles(prepared, segmenter, user_ids, are_read=settings.dimension > 0 and settings.profile > 0)
     return Data(segmenter, catalog, user_ids, train, valid, negatives, seen, profiles)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flmrec_spark import metrics
+from flmrec_spark import metrics, ranking
 from flmrec_spark.lm.blending import Blend, Bools, Scores
 from flmrec_spark.lm.collaborative import Floats, Places
 from flmrec_spark.ranking import best
@@ -60,17 +59,20 @@ class Lists:
     relevant: Sequence[Places]  # places in them
     is_new: Bools  # (U,) without history
 
+    @classmethod
+    def of(cls, each: Sequence[tuple[Parts, Places, bool]]) -> Lists:
+        return cls(
+            [parts for parts, *_ in each], [own for _, own, _ in each], np.array([new for *_, new in each], bool)
+        )
+
     def ndcg(self, blend: Blend, *, k: int, of: Bools | None = None) -> float:
         """Mean NDCG@k of the lists by a blend, or of those of some users; nan without any."""
+        asked = range(len(self.parts)) if of is None else np.flatnonzero(of).tolist()
+        lists = [best(self._scores(blend, self.parts[user]), k) for user in asked]
+        return metrics.mean(ranking.ndcg(lists, [self.relevant[user] for user in asked], k=k))
+
+    def _scores(self, blend: Blend, parts: Parts) -> Scores:
         assert blend.listing is not None
-        asked = np.arange(len(self.parts)) if of is None else np.flatnonzero(of)
-        hits, n_relevant = np.zeros((len(asked), k), dtype=bool), np.zeros(len(asked))
-        for row, user in enumerate(asked.tolist()):
-            parts = self.parts[user]
-            rating = blend.calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
-            told = (0.0 if part is None else part for part in (parts.head, parts.listing, parts.is_new))
-            top = best(blend.listing.log_odds(rating, *told), k)
-            hits[row, : len(top)] = np.isin(top, self.relevant[user])
-            n_relevant[row] = len(self.relevant[user])
-        found = metrics.ndcg(hits, n_relevant, k=k)
-        return float(np.nanmean(found)) if np.isfinite(found).any() else math.nan
+        rating = blend.calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
+        told = (0.0 if part is None else part for part in (parts.head, parts.listing, parts.is_new))
+        return blend.listing.log_odds(rating, *told)

@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flmrec_spark import metrics
+from flmrec_spark import ranking
 from flmrec_spark.lm.mean_embeddings import features
 from flmrec_spark.lm.token_block import TokenBlock
-from flmrec_spark.ranking import best
 
 if TYPE_CHECKING:
     from flmrec_spark.lm.collaborative import Bools, Floats
@@ -125,9 +124,9 @@ def choose(x: Values, likes: Any, *, allowed: Bools, seed: int) -> Choice | None
     return Choice(float(_VARIANCES[least]), float(base.mean() + mean[least]), float(base.mean()))
 
 
-def fit(table: Floats, words: TokenBlock, sequences: Sequences, variance: float) -> Profile:
-    """The term from all rows; `words` (U,) of each user."""
-    own = _Counts.of(features(table, words).astype(np.float64), likes_of(sequences)).targets(variance)
+def fit(table: Floats, x: Values, sequences: Sequences, variance: float) -> Profile:
+    """The term from all rows; x (U, d) of the profiles, by the table."""
+    own = _Counts.of(x, likes_of(sequences)).targets(variance)
     return Profile(table, np.vstack([own, np.zeros((1, own.shape[1]))]).astype(np.float32))
 
 
@@ -166,10 +165,6 @@ class _Counts:
 
 def _listed(targets: Values | None, popular: Values, x: Values, likes: Any, allowed: Bools) -> Values:
     """NDCG@10 of each user (U,), by popularity (N,) and the term, if given."""
-    hits, n_liked = np.zeros((len(x), _K), dtype=bool), np.zeros(len(x))
-    for row, own in enumerate(x):
-        liked = likes.indices[likes.indptr[row] : likes.indptr[row + 1]]
-        top = best(popular if targets is None else popular + targets @ own, _K, allowed=allowed)
-        hits[row, : len(top)] = np.isin(top, liked)
-        n_liked[row] = len(liked)
-    return metrics.ndcg(hits, n_liked, k=_K)
+    scores = (popular if targets is None else popular + targets @ own for own in x)
+    lists = [ranking.best(each, _K, allowed=allowed) for each in scores]
+    return ranking.ndcg(lists, np.split(likes.indices, likes.indptr[1:-1]), k=_K)

@@ -123,10 +123,8 @@ class Segmenter:
 
     def profiles(self, profiles: Sequence[Fields]) -> list[list[int]]:
         """`UserSegment.profile` of each user; none of one who is refused."""
-        texts, room = (
-            [self.template.render_user(profile) for profile in profiles],
-            self.user_tokens - _n(self._user_marks),
-        )
+        texts = [self.template.render_user(profile) for profile in profiles]
+        room = self.user_tokens - _n(self._user_marks)
         distinct, known = list(dict.fromkeys(texts)), dict[str, list[int]]()
         for start in range(0, len(distinct), _BLOCK):
             part = distinct[start : start + _BLOCK]

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flmrec_spark.metrics import LOWER_IS_BETTER
+
 log = logging.getLogger("flmrec")
 
-LOWER_IS_BETTER = {"log_loss"}
 _OF_LISTS = "ndcg"
 
 

@@ -6,7 +6,7 @@ another family, larger, or a `full` one that would be too slow to score with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from flmrec_spark.lm import checkpoint, text_factors
 from flmrec_spark.lm.batches import Step, step_of
 from flmrec_spark.lm.collaborative import Collaborative
 from flmrec_spark.lm.dataset import Catalog, Examples, Floats
-from flmrec_spark.lm.profiles import Words
+from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.lm.terms import Terms
 from flmrec_spark.lm.training import BiasTerms, rating_parts
 
@@ -31,7 +31,7 @@ class Teacher:
     Args:
       train: examples with their sources.
       fields: attribute names of items and of users in the tables.
-      tastes_of: gives the tastes (R, F) of the train examples by some factors and the words of each user's profile.
+      tastes_of: gives the tastes (R, F) of the train examples by some factors, its profiles read by a segmenter.
 
     Raises:
       CheckpointError: the folder is no whole checkpoint.
@@ -46,7 +46,7 @@ class Teacher:
         user_ids: Sequence[str],
         fields: tuple[Sequence[str], Sequence[str]],
         device: torch.device,
-        tastes_of: Callable[[Collaborative, Mapping[int, Words]], Floats],
+        tastes_of: Callable[[Collaborative, Segmenter], Floats],
     ) -> None:
         found = checkpoint.load(folder)
         try:
@@ -65,11 +65,7 @@ class Teacher:
         known = catalog.ids(), self.items, self.model
         items = None if factors is None else text_factors.of_items(factors, *known)
         self.terms = Terms(items, hidden_share=0.0).to(device).eval()
-        reads_profiles = factors is not None and factors.reads_profiles
-        of_user = {user: source.profile for user, source in zip(train.users.tolist(), train.sources, strict=True)}
-        words = self.segmenter.profiles(list(of_user.values())) if reads_profiles else [[] for _ in of_user]
-        profiles = dict(zip(of_user, words, strict=True))
-        self.tastes = None if factors is None else tastes_of(factors, profiles)
+        self.tastes = None if factors is None else tastes_of(factors, self.segmenter)
         biases = found.biases(of_train=True)
         user = [biases.user.get(user, 0.0) for user in user_ids]
         item = [biases.item.get(item, 0.0) for item in catalog.item_ids]

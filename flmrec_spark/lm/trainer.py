@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from flmrec_spark.lm.starting import build_model
 from flmrec_spark.lm.stopping import Stopping
 from flmrec_spark.lm.teacher import Teacher, soft_loss
 from flmrec_spark.lm.terms import Terms
-from flmrec_spark.lm.training_factors import TrainingFactors, tastes, with_texts_of
+from flmrec_spark.lm.training_factors import TrainingFactors, tastes_of_train, with_texts_of
 from flmrec_spark.lm.validation import Validation, validate
 
 log = logging.getLogger("flmrec")
@@ -92,10 +93,8 @@ class Trainer:
         if settings.teacher is not None:
             fields = prepared.fields("items"), prepared.fields("users")
             whole = data.catalog, data.train, data.user_ids, fields
-            of_train = prepared, data.catalog, data.user_ids, data.train, [c.TRAIN]
-            self.teacher = Teacher(
-                settings.teacher, *whole, self.device, lambda factors, words: tastes(factors, words, *of_train)
-            )
+            tastes_of = partial(tastes_of_train, prepared=prepared, data=data)
+            self.teacher = Teacher(settings.teacher, *whole, self.device, tastes_of)
         self.rate_factor = training.rate_factor(settings, self.n_steps)
         self.validate_every = settings.validate_every or per_epoch
         self.step = 0

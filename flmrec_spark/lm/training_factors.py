@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from flmrec_spark.lm.loading import Data
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.prepared import Prepared
 from flmrec_spark.lm.profiles import Words
+from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.lm.text_factors import Learned
 from flmrec_spark.lm.training import BiasTerms
 
@@ -83,9 +84,15 @@ def _with_texts(
     return replace(found, factors=factors, texts=learned.texts), learned
 
 
+def tastes_of_train(found: Collaborative, segmenter: Segmenter, *, prepared: Prepared, data: Data) -> Floats:
+    """Tastes (R, F) of the train examples by any factors, the profiles read by the segmenter that these belong to."""
+    words = dataset.profiles(prepared, segmenter, data.user_ids, are_read=found.reads_profiles)
+    return tastes(found, words, prepared, data.catalog, data.user_ids, data.train, [c.TRAIN])
+
+
 def tastes(
     found: Collaborative,
-    profiles: Sequence[Words] | Mapping[int, Words],
+    profiles: Sequence[Words],
     prepared: Prepared,
     catalog: Catalog,
     user_ids: list[str],

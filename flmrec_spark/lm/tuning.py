@@ -25,7 +25,7 @@ from flmrec_spark.lm import machine
 from flmrec_spark.lm.finetuning import finetune, fingerprint
 from flmrec_spark.lm.manifest import text_digest
 from flmrec_spark.lm.prepared import expect_histories, read_tables
-from flmrec_spark.lm.stopping import LOWER_IS_BETTER
+from flmrec_spark.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger("flmrec")
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flmrec_spark import metrics
+from flmrec_spark import metrics, ranking
+from flmrec_spark.elimination import without_idle
 from flmrec_spark.lm.blending import (
     FEWEST_USERS,
     N_DRAWN,
@@ -21,7 +22,7 @@ from flmrec_spark.lm.blending import (
     Scores,
     fit_calibration,
     fit_list_blend,
-    without_idle,
+    smaller_by_one,
 )
 from flmrec_spark.lm.collaborative import LISTING, RATING, Floats, ItemFactors
 from flmrec_spark.lm.dataset import Catalog, Examples, Index
@@ -91,7 +92,7 @@ class Validation:
 
         names = frozenset(name for name, part in whole.items() if part is not None)
         is_enough = np.count_nonzero(users) >= FEWEST_USERS
-        listing = without_idle(fit, value, names) if is_enough else fit(names)
+        listing = without_idle(fit, value, names, smaller_by_one) if is_enough else fit(names)
         return Blend(calibration, listing or given.listing or self._untold())
 
     def _untold(self) -> ListBlend | None:  # as learned, where no list was asked for, as of the stock pair on a CPU
@@ -129,13 +130,11 @@ def validate(
     asker = _Asker(model, bias, catalog, precision, factors)
     n_items, n_rows = len(catalog.item_ids), len(data)
     is_target = data.targets >= 0
-    hits, n_relevant = np.zeros((n_rows, _K), dtype=bool), np.zeros(n_rows)
     is_liked = is_target & (data.labels > 0.5)
     asked, drawn, relevance, weights = [], [], [], []
     new_of_drawn: list[Bools] = []
-    whole, new_of_lists = (list[Parts](), list[Any]()), list[bool]()
-    n_lists = min(n_rows, _CELLS // n_items)
-    is_kept = np.random.default_rng(_SEED).permutation(n_rows) < n_lists
+    tops, liked_next, kept = [], [], list[tuple[Parts, Index, bool]]()
+    is_kept = np.random.default_rng(_SEED).permutation(n_rows) < _CELLS // n_items
     targets_of = [data.targets[row][is_target[row]] for row in range(n_rows)]
     has_lists = model.join != "full" or not asker.is_on_cpu  # a catalogue of stock pairs a user would take hours there
     for row, parts in enumerate(asker.each(data, None if has_lists else targets_of)):
@@ -147,10 +146,9 @@ def validate(
         own = np.searchsorted(seen, [user * n_items, (user + 1) * n_items])
         rated = seen[own[0] : own[1]] - user * n_items
         left = catalog.is_known & ~np.isin(np.arange(n_items), rated)
-        top = best(parts.plain_listing(), _K, allowed=left)
+        tops.append(best(parts.plain_listing(), _K, allowed=left))
         relevant = np.setdiff1d(data.targets[row][is_liked[row]], rated)  # each once: a log repeats itself
-        hits[row, : len(top)] = np.isin(top, relevant)
-        n_relevant[row] = len(relevant)
+        liked_next.append(relevant)
         others = _draw(left, targets, row)
         if len(relevant) and len(others):
             drawn.append(parts.take(np.concatenate([relevant, others])))
@@ -158,14 +156,13 @@ def validate(
             weights.append(np.where(relevance[-1], 1 / len(relevant), 1 / len(others)))
             new_of_drawn.append(np.full(len(relevance[-1]), data.is_new[row]))
             if is_kept[row]:
-                whole[0].append(parts.take(left))
-                whole[1].append(np.searchsorted(np.flatnonzero(left), relevant))
-                new_of_lists.append(bool(data.is_new[row]))
+                places = np.searchsorted(np.flatnonzero(left), relevant)
+                kept.append((parts.take(left), places, bool(data.is_new[row])))
     model.train(was_training)
     users, labels = np.repeat(data.users, is_target.sum(1)), data.labels[is_target]
     every = together(asked)
     found = _measured(users, labels, every.plain_rating())
-    found["ndcg"] = _mean(metrics.ndcg(hits, n_relevant, k=_K))
+    found["ndcg"] = metrics.mean(ranking.ndcg(tops, liked_next, k=_K))
     sides, of_drawn = (np.concatenate(each) if each else np.zeros(0, dtype=bool) for each in (relevance, new_of_drawn))
     n_new = len(np.unique(data.users[data.is_new]))
     return Validation(
@@ -175,7 +172,7 @@ def validate(
         together(drawn),
         sides,
         np.concatenate(weights) if weights else np.zeros(0),
-        Lists(*whole, np.array(new_of_lists, dtype=bool)),
+        Lists.of(kept),
         (np.repeat(data.is_new, is_target.sum(1)), of_drawn),
         n_new,
         len(np.unique(data.users)) - n_new,
@@ -237,7 +234,3 @@ def _measured(users: Index, labels: Floats, logits: Scores) -> dict[str, float]:
         "uauc": metrics.uauc(users, labels, logits),
         "log_loss": metrics.log_loss(labels, Calibration().probability(logits)),
     }
-
-
-def _mean(values: npt.NDArray[np.float64]) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

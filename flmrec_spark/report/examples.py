@@ -45,7 +45,7 @@ def collect_examples(
     history_length: int,
     n_users: int,
     seed: int,
-    exclude_seen: bool = True,
+    exclude_seen: bool,
 ) -> list[ExampleUser]:
     """At most `n_users` of those who liked something in the split, drawn by seed.
 

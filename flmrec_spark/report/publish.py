@@ -34,7 +34,7 @@ def publish(
     lists_of: Callable[[DataFrame], DataFrame],
     history_splits: Sequence[str],
     history_length: int,
-    exclude_seen: bool = True,
+    exclude_seen: bool,
 ) -> None:
     """Writes the page of a run, its rows being in the table `evaluation`.
 

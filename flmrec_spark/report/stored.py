@@ -29,22 +29,20 @@ def fingerprint(
     evaluate: EvaluateConfig,
     *,
     precision: str,
+    exclude_seen: bool,
     diverse: Diverse | None = None,
     strategy: str = "flm",
     made_by: Sequence[str] = (),
-    exclude_seen: bool = True,
 ) -> str:
     """What the measurements depend on, 12 hex digits; also the names of all that is measured.
 
     Args:
+      exclude_seen: of lists.
       diverse: lists that are measured beside the plain ones.
       strategy: whose.
       made_by: what the baselines depend on besides the tables.
-      exclude_seen: of lists.
     """
-    settings = evaluate.model_dump(exclude={"report_users"}) | {"precision": precision}
-    if not exclude_seen:
-        settings["exclude_seen"] = False
+    settings = evaluate.model_dump(exclude={"report_users"}) | {"precision": precision, "exclude_seen": exclude_seen}
     if diverse is not None:
         settings |= {"diversity": diverse.config.model_dump(), "n": diverse.n, "strategy": strategy}
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.

@@ -24,7 +24,7 @@ from flmrec_spark.config import Source
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.prompts import ATTRIBUTES, PROFILE
 from flmrec_spark.tables.spark_errors import spark_message
-from flmrec_spark.tables.text_files import MALFORMED, OPTIONS, read_text
+from flmrec_spark.tables.text_files import MALFORMED, OPTIONS, by_place, read_text
 
 log = logging.getLogger("flmrec")
 
@@ -74,8 +74,7 @@ def read_source(
     chosen = _standard(source, name, theirs=list(theirs), required=required, optional=optional)
     if with_attributes:
         chosen |= _attributes(source, name, theirs=theirs, taken=set(chosen.values()))
-    # By position: names may hold dots, colons and backticks, or differ only by case.
-    placed = frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
+    placed = by_place(frame)
     picked = []
     for ours, column in chosen.items():
         at = F.col(f"_{frame.columns.index(column)}")

@@ -52,16 +52,20 @@ def read_text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
     return found
 
 
+def by_place(frame: DataFrame) -> DataFrame:
+    """The columns as _0, _1, ...: names of people may hold dots, colons and backticks, or differ only by case."""
+    return frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
+
+
 def _malformed_last(frame: DataFrame) -> DataFrame:
     """The columns that folders name, as split=train does, stand behind all others when Spark reads them."""
     order = sorted(range(len(frame.columns)), key=lambda place: frame.columns[place] == MALFORMED)
-    placed = frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
-    return placed.select(*[F.col(f"_{place}") for place in order]).toDF(*[frame.columns[place] for place in order])
+    return by_place(frame).select(*[f"_{place}" for place in order]).toDF(*[frame.columns[place] for place in order])
 
 
 def _expect_text(frame: DataFrame, got: str, source: Source, name: str) -> None:
     """Raises InputError where many of the rows hold what Spark makes of bytes that it cannot read."""
-    placed = frame.toDF(*[f"_{place}" for place in range(len(frame.columns))])
+    placed = by_place(frame)
     spoilt = F.concat_ws(" ", *placed.columns).contains("\ufffd")
     row = placed.agg(F.count("*").alias("rows"), F.count_if(spoilt).alias("spoilt")).collect()[0]
     if row["spoilt"] > _MOST_SPOILT * row["rows"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flmrec_spark.lm.blending import Calibration, ListBlend, fit_calibration, fit_list_blend, sigmoid, without_idle
+from flmrec_spark.lm.blending import Calibration, ListBlend, fit_calibration, fit_list_blend, sigmoid, smaller_by_one
 
 N = 40_000
 
@@ -115,42 +115,14 @@ def test_without_a_listing_part_or_a_difference_there_is_no_blend():
     assert fit_list_blend(rows, rows, rows, rows > 5, np.ones(10)) is None
 
 
-def eliminated(values: dict[str, float], parts: str = "rfh", *, unfit: tuple[str, ...] = ()) -> tuple[str, list[str]]:
-    """What is left of parts r, h and f by the value of each set of them, and what was fitted; "" for nothing."""
-    names = {"r": "rating", "h": "head", "f": "factors"}
-    fitted: list[str] = []
+def test_of_a_list_blend_each_part_may_go_but_the_last_of_lists() -> None:
+    blend = ListBlend(0.3, 0.6, 1.2)
 
-    def letters(chosen: frozenset[str]) -> str:
-        return "".join(letter for letter, name in names.items() if name in chosen)
+    def letters(names: str) -> list[str]:
+        whole = {"r": "rating", "h": "head", "f": "factors"}
+        found = smaller_by_one(blend, frozenset(whole[letter] for letter in names))
+        return ["".join(letter for letter, name in whole.items() if name in one) for one in found]
 
-    def fit(chosen: frozenset[str]) -> ListBlend | None:
-        fitted.append(letters(chosen))
-        return None if letters(chosen) in unfit else ListBlend(*(float(name in chosen) for name in names.values()))
-
-    def value(blend: ListBlend) -> float:
-        told = zip("rhf", (blend.rating, blend.head, blend.factors), strict=True)
-        return values["".join(letter for letter, weight in told if weight)]
-
-    found = without_idle(fit, value, frozenset(names[letter] for letter in parts))
-    told = "" if found is None else letters(frozenset(name for name in names.values() if getattr(found, name)))
-    return told, fitted
-
-
-def test_parts_without_which_lists_are_no_worse_are_left_out_one_after_the_other() -> None:
-    values = {"rhf": 0.5, "hf": 0.5, "rf": 0.6, "rh": 0.2, "f": 0.6, "h": 0.9}
-    assert eliminated(values) == ("f", ["rhf", "hf", "rf", "rh", "f"])  # never the head alone: not from there
-    assert eliminated(values | {"hf": 0.49, "rf": 0.49})[0] == "rhf"
-    assert eliminated(values | {"f": 0.59})[0] == "rf"
-    assert eliminated(values | {"rf": 0.5, "f": 0.4}) == (
-        "h",
-        ["rhf", "hf", "rf", "rh", "f", "h"],
-    )  # of equals the rating goes
-    assert eliminated({"rh": 0.5, "h": 0.6}, "rh")[0] == "h"  # a part of lists stays
-    assert eliminated({"rh": 0.5, "h": 0.4}, "rh")[0] == "rh"
-
-
-def test_where_nothing_can_be_fitted_or_told_nothing_is_left_out() -> None:
-    values = {"rhf": 0.5, "hf": 0.9, "rf": 0.7, "rh": 0.2, "f": 0.1}
-    assert eliminated(values, unfit=("rhf",)) == ("", ["rhf"])
-    assert eliminated(values, unfit=("hf",))[0] == "rf"
-    assert eliminated(values | {"rhf": float("nan")})[0] == "rhf"
+    assert letters("rhf") == ["hf", "rf", "rh"]  # of equally good ones the first is taken: the rating goes first
+    assert (letters("hf"), letters("rf"), letters("rh")) == (["f", "h"], ["f"], ["h"])
+    assert (letters("f"), letters("h")) == ([], [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,24 +10,13 @@ import pytest
 import torch
 from scipy.optimize import approx_fprime
 
-from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import checkpoint, factor_files, factor_stage, profiles
+from flmrec_spark.lm import profiles
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors
-from flmrec_spark.lm.finetuning import finetune
-from flmrec_spark.lm.held_out import HeldOut
-from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.mean_embeddings import features
 from flmrec_spark.lm.neighbours import Neighbours
-from flmrec_spark.lm.prepared import read_tables
-from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.lm.sequences import Sequences
 from flmrec_spark.lm.terms import Terms
 from flmrec_spark.lm.token_block import TokenBlock
-from flmrec_spark.lm.trainer import Trainer
-from flmrec_spark.prompts import parse_template
-from tests.lm.test_factor_stage import with_factors
-from tests.tiny import tiny_tokenizer
-from tests.world import ITEMS, USERS
 
 N_USERS, N_ITEMS, N_WORDS = 120, 30, 8
 
@@ -68,6 +56,10 @@ def table_of(words: TokenBlock, dimension: int = 5) -> np.ndarray:
     return found
 
 
+def of(table: np.ndarray, words: TokenBlock) -> np.ndarray:
+    return features(table, words).astype(np.float64)
+
+
 def test_the_table_has_the_directions_in_which_profiles_differ_most() -> None:
     words, _ = world(is_told=True)
     means = features(embeddings(), words)
@@ -95,9 +87,9 @@ def test_profiles_that_do_not_differ_have_no_directions(words: list[list[int]]) 
 def test_targets_are_one_newton_step_from_popularity() -> None:
     words, sequences = world(is_told=True)
     table, variance = table_of(words), 0.3
-    found = profiles.fit(table, words, sequences, variance)
+    found = profiles.fit(table, of(table, words), sequences, variance)
     assert not found.target[-1].any()
-    x = features(table, words).astype(np.float64)
+    x = of(table, words)
     likes = np.zeros((N_USERS, N_ITEMS))
     for user, item, liked in zip(sequences.users, sequences.items, sequences.liked, strict=True):
         likes[user, item] = max(likes[user, item], liked)
@@ -126,7 +118,7 @@ def test_a_like_counts_once_however_often_it_stands() -> None:
         n_items=N_ITEMS,
     )
     table = table_of(words)
-    both = (profiles.fit(table, words, one, 0.1).target for one in (sequences, twice))
+    both = (profiles.fit(table, of(table, words), one, 0.1).target for one in (sequences, twice))
     np.testing.assert_allclose(*both, rtol=1e-6)
 
 
@@ -135,13 +127,14 @@ def test_what_profiles_tell_is_taken_and_what_they_do_not_is_left() -> None:
     found = []
     for is_told in (True, False):
         words, sequences = world(is_told=is_told)
-        x = features(table_of(words), words).astype(np.float64)
+        x = of(table_of(words), words)
         found.append(profiles.choose(x, profiles.likes_of(sequences), allowed=every, seed=1))
     told, not_told = found
     assert not_told is None
     assert told is not None and told.ndcg > told.ndcg_without + 0.05
     words, sequences = world(is_told=True)
-    own = profiles.fit(table_of(words), words, sequences, told.variance)
+    table = table_of(words)
+    own = profiles.fit(table, of(table, words), sequences, told.variance)
     likes = np.log1p(np.asarray(profiles.likes_of(sequences).sum(0)).ravel())
     for kind in (0, 1):
         asked = [one for one in range(N_USERS) if words.ids[one, 1] == kind]
@@ -151,7 +144,7 @@ def test_what_profiles_tell_is_taken_and_what_they_do_not_is_left() -> None:
 
 def test_of_few_users_nothing_is_learned() -> None:
     words, sequences = world(is_told=True)
-    x = features(table_of(words), words).astype(np.float64)
+    x = of(table_of(words), words)
     likes = profiles.likes_of(sequences)
     assert profiles.choose(x[:49], likes[:49], allowed=np.ones(N_ITEMS, dtype=bool), seed=1) is None
 
@@ -193,115 +186,3 @@ def test_a_hidden_user_shows_the_profile_alone() -> None:
     new = whole.taste(np.zeros(0, dtype=np.intp), np.zeros(0), [5, 1])
     np.testing.assert_array_equal(shown.users[0].numpy(), new)
     assert new.any() and not np.array_equal(new, taste)
-
-
-def test_both_editions_of_a_checkpoint_have_profiles_in_the_same_words(
-    world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(profiles, "_FEWEST", 5)
-    done = finetune(with_factors(world))
-    told = done["factors"][LISTING]  # type: ignore[index]
-    assert told["profiles_ndcg"] > told["ndcg_without"]  # who likes what depends on the group alone in this world
-    found = checkpoint.load(world / "checkpoint")
-    whole, train = found.collaborative(), found.collaborative(of_train=True)
-    assert whole is not None and train is not None
-    one, other = whole.factors[LISTING].profile, train.factors[LISTING].profile
-    assert one is not None and other is not None and whole.factors[RATING].profile is None
-    np.testing.assert_array_equal(one.tokens, other.tokens)
-    assert not np.allclose(one.target[:3], other.target[:3])
-    assert found.settings.n_factors == whole.width
-    config = with_factors(world)
-    data = load_data(config, read_tables(config.tables.root))
-    x, y = (data.segmenter.user({"group": kind}, []) for kind in "xy")
-    assert x is not None and y is not None
-    by_user = dict(zip(data.user_ids, data.profiles, strict=True))
-    assert (by_user[USERS[0]], by_user[USERS[1]]) == (x.profile, y.profile) and x.profile != y.profile
-    likes = [one.target[:-1] @ one.taste(own.profile) for own in (x, y)]
-    ids = whole.item_ids.to_pylist()
-    parity = np.array([ITEMS.index(item) % 2 for item in ids])
-    assert (likes[0][parity == 0].mean(), likes[1][parity == 1].mean()) > (0, 0)
-    assert max(likes[0][parity == 1].mean(), likes[1][parity == 0].mean()) < 0
-
-
-def test_profiles_that_are_not_wanted_are_not_looked_at(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiles, "_FEWEST", 5)
-    monkeypatch.setattr(factor_stage, "load_backbone", lambda _: pytest.fail("embeddings of nothing"))
-    config = with_factors(world).model_copy(deep=True)
-    own = config.model.collaborative.model_copy(update={"profile": 0})
-    config = config.model_copy(update={"model": config.model.model_copy(update={"collaborative": own})})
-    prepared = read_tables(config.tables.root)
-    fitted = factor_stage.fitted(config, prepared, load_data(config, prepared), torch.device("cpu"))
-    assert fitted is not None and fitted[0].train.factors[LISTING].profile is None
-
-
-def test_files_hold_profiles_and_shapes_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    whole = Collaborative(pa.array(["a", "b", "c"], pa.string()), {LISTING: with_profile()}, 5)
-    factor_files.save(tmp_path, whole)
-    again = factor_files.load(tmp_path)
-    assert again is not None
-    own = again.factors[LISTING].profile
-    assert own is not None and whole.factors[LISTING].profile is not None
-    for part in ("tokens", "target"):
-        np.testing.assert_array_equal(getattr(own, part), getattr(whole.factors[LISTING].profile, part))
-    cut = replace(with_profile(), profile=profiles.Profile(own.tokens, own.target[:-1]))
-    short = replace(with_profile(), popular=own.target[0])
-    factor_files.save(tmp_path, replace(whole, factors={LISTING: short}))
-    with pytest.raises(CheckpointError, match=r"listing: got popularity of shape \(2,\), expected \(4,\)"):
-        factor_files.load(tmp_path)
-    factor_files.save(tmp_path, replace(whole, factors={LISTING: cut}))
-    with pytest.raises(CheckpointError, match=r"listing: got profiles of shapes \(8, 2\) and \(3, 2\), expected"):
-        factor_files.load(tmp_path)
-
-
-def test_every_taste_is_made_of_the_profile_of_its_own_user(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In training, on held-out rows and in a teacher's eyes."""
-    monkeypatch.setattr(profiles, "_FEWEST", 5)
-    config = with_factors(world)
-    finetune(config)
-    prepared = read_tables(config.tables.root)
-    own = Trainer(config, prepared, load_data(config, prepared))
-    found = checkpoint.load(world / "checkpoint")
-    factors_of = {of_train: found.collaborative(of_train=of_train) for of_train in (True, False)}
-    segmenter = found.segmenter()
-    held_out = HeldOut.of(prepared, found, 100)
-    (world / "checkpoint").rename(world / "teacher")
-    taught = with_factors(world, teacher=str(world / "teacher"), teacher_weight=0.5)
-    pupil = Trainer(taught, prepared, load_data(taught, prepared))
-    assert own.shown is not None and held_out.factors is not None and pupil.teacher is not None
-    kinds = {user: "xy"[place % 2] for place, user in enumerate(USERS)}
-    data = own.data
-    for tastes, rows, user_ids, of_train in (
-        (own.shown.train, data.train, data.user_ids, True),
-        (own.shown.valid, data.valid, data.user_ids, True),
-        (held_out.tastes, held_out.rows, held_out.user_ids, False),
-        (pupil.teacher.tastes, pupil.data.train, pupil.data.user_ids, True),
-    ):
-        assert tastes is not None and len(tastes) == len(rows)
-        factors = factors_of[of_train]
-        assert factors is not None
-        profile = factors.factors[LISTING].profile
-        assert profile is not None
-        for taste, user in zip(tastes, rows.users, strict=True):
-            segment = segmenter.user({"group": kinds[user_ids[user]]}, [])
-            assert segment is not None
-            np.testing.assert_allclose(taste[held_out.factors.is_profile], profile.taste(segment.profile), rtol=1e-5)
-
-
-def test_profiles_that_say_nothing_or_are_refused_have_no_words(world: Path) -> None:
-    config = with_factors(world)
-    data = load_data(config, read_tables(config.tables.root))
-    template = replace(data.segmenter.template, user=parse_template(LITERAL, where="here").user)
-    own = Segmenter(tiny_tokenizer(), template, user_tokens=40, item_tokens=20, history_length=3)
-    x, nobody, long = {"group": "x"}, {"group": None}, {"group": "x" * 100}
-    told = own.user(x, [])
-    assert told is not None and own.user(long, []) is None
-    assert own.profiles([x, nobody, long, x, {}]) == [told.profile, [], [], told.profile, []]
-    assert told.profile and own.user(nobody, []).profile == []  # type: ignore[union-attr]
-
-
-LITERAL = """
-name: literal
-user: ["Who is it?", " {group}"]
-history: {liked: "+{title}", disliked: "-{title}", none: ""}
-item: ["{title}"]
-"""

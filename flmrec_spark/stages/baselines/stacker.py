@@ -6,13 +6,14 @@ The parts' scores (log-odds of those that give probabilities) are standardised; 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flmrec_spark import metrics
+from flmrec_spark import metrics, ranking
+from flmrec_spark.elimination import without_idle
 from flmrec_spark.errors import InputError
 from flmrec_spark.stages.baselines.world import Floats
 
@@ -56,7 +57,7 @@ def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
 
 
 def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | None = None) -> Stacker:
-    """As `fit`, each side of a user (R,) weighing 1, of the parts that lists need: backward elimination.
+    """As `fit`, each side of a user (R,) weighing 1, of the parts that lists need.
 
     Left out are parts that count backwards and, where there are `lists`, one after the other those without which their
     NDCG@10 is no lower. What tells the liked from items drawn at random may spoil the first places, and a stack
@@ -65,34 +66,33 @@ def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | No
     Raises:
       InputError: as `fit`.
     """
-    weights = even_weights(users, relevant)
+    weights, every = even_weights(users, relevant), frozenset(range(features.shape[1]))
 
-    def fitted(places: list[int]) -> tuple[Stacker, float]:
+    def forwards(parts: frozenset[int]) -> Stacker:
+        places = sorted(parts)
         own = fit(features[:, places], relevant, weights=weights)
-        forwards = [place for place, weight in zip(places, own.weights, strict=True) if weight >= 0]
-        if 0 < len(forwards) < len(places):
-            return fitted(forwards)
-        whole = Stacker(np.zeros(features.shape[1]), np.ones(features.shape[1]), np.zeros(features.shape[1]), 0.0)
-        for name in ("center", "scale", "weights"):
-            getattr(whole, name)[places] = getattr(own, name)
-        whole = replace(whole, intercept=own.intercept)
-        return whole, ndcg(whole)
+        kept = frozenset(place for place, weight in zip(places, own.weights, strict=True) if weight >= 0)
+        if kept and kept < parts:
+            return forwards(kept)
+        spread = (np.zeros(len(every)), np.ones(len(every)), np.zeros(len(every)))
+        for whole, part in zip(spread, (own.center, own.scale, own.weights), strict=True):
+            whole[places] = part
+        return Stacker(*spread, own.intercept)
 
-    def ndcg(stack: Stacker) -> float:
-        return math.nan if lists is None else lists.ndcg(stack)
+    if lists is None:
+        return forwards(every)
 
-    def without(stack: Stacker, place: int) -> Stacker:
-        return replace(stack, weights=np.where(np.arange(len(stack.weights)) == place, 0.0, stack.weights))
+    def less_missed(stack: Stacker, _: frozenset[int]) -> list[frozenset[int]]:
+        """The parts that weigh, less the one that is missed least before the others are fitted anew: a fit is slow."""
+        left = np.flatnonzero(stack.weights).tolist()
+        if len(left) < 2:
+            return []
+        without = {place: np.where(np.arange(len(every)) == place, 0.0, stack.weights) for place in left}
+        least = max(left, key=lambda place: lists.ndcg(replace(stack, weights=without[place])))
+        return [frozenset(left) - {least}]
 
-    found, top = fitted(list(range(features.shape[1])))
-    if not top > 0:  # without lists, or without a hit: nothing tells the parts apart
-        return found
-    while len(left := np.flatnonzero(found.weights).tolist()) > 1:
-        least = max(left, key=lambda place: ndcg(without(found, place)))
-        less, value = fitted([place for place in left if place != least])
-        if not value >= top:
-            break
-        found, top = less, value
+    found = without_idle(forwards, lists.ndcg, every, less_missed)
+    assert found is not None
     return found
 
 
@@ -101,27 +101,20 @@ class Lists:
     """All that the list of each of U users could hold, what is not relevant first: of equal scores it stands first."""
 
     features: Floats  # (R, M)
-    rows: Any  # (U, W) places of rows
-    is_row: Any  # (U, W) false for the filling
-    relevant: Any  # (U, W)
+    rows: Sequence[Any]  # places of a user's rows
+    relevant: Sequence[Any]  # places in them
 
     @classmethod
     def of(cls, features: Floats, relevant: Any, users: Any) -> Lists:
         """Of rows (R,) in any order; users are codes."""
         order = np.lexsort((relevant, users))
-        _, sizes = np.unique(users, return_counts=True)
-        is_row = np.arange(sizes.max()) < sizes[:, None]
-        rows = np.zeros(is_row.shape, dtype=np.intp)
-        rows[is_row] = order
-        return cls(features, rows, is_row, np.asarray(relevant)[rows] & is_row)
+        rows = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
+        return cls(features, rows, [np.flatnonzero(np.asarray(relevant)[own]) for own in rows])
 
     def ndcg(self, stack: Stacker) -> float:
         """Mean NDCG@10 of users with something relevant; nan without any."""
-        filled = np.where(self.is_row, stack.probability(self.features)[self.rows], -np.inf)
-        top = np.argsort(-filled, axis=1, kind="stable")[:, :_K]
-        hits = np.take_along_axis(self.relevant, top, axis=1)
-        found = metrics.ndcg(hits, self.relevant.sum(1), k=_K)
-        return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+        scores = stack.probability(self.features)
+        return metrics.mean(ranking.ndcg([ranking.best(scores[own], _K) for own in self.rows], self.relevant, k=_K))
 
 
 def standardised(features: Floats, center: Floats, scale: Floats) -> Floats:
