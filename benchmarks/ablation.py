@@ -72,15 +72,15 @@ def parts_of(config: Config, folder: Path) -> list[Arm]:
     likes = folder / "likes.yaml"
     template = load_template(config.prompts.template)
     likes.write_text(replace(template, disliked=replace(template.disliked, text="")).to_yaml(), encoding="utf-8")
-    bare = ("model.collaborative.dimension=0", "model.bias_terms=false", "finetune.ranking_weight=0")
     terms = ("model.collaborative.tokens=false",)
+    bare = ("model.bias_terms=false", "finetune.ranking_weight=0", "model.collaborative.dimension=0", *terms)
     plain = tuple(f"{key}=0" for key in ("model.collaborative.profile", "model.collaborative.neighbours"))
     even = ("finetune.factors.graded_labels=false",)
     steps = [
         ("text, liked history", (f"prompts.template={likes}", *bare)),
         ("+ disliked history", bare),
-        ("+ bias terms", (bare[0], bare[2])),
-        ("+ listwise loss and head", (bare[0],)),
+        ("+ bias terms", bare[1:]),
+        ("+ listwise loss and head", bare[2:]),
         ("+ collaborative factors", (*terms, *plain, *even)),
         ("+ graded labels", (*terms, *plain)),
         ("+ neighbours", (*terms, plain[0])),

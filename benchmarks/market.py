@@ -5,8 +5,8 @@
 `events.csv` has view, addtocart and transaction with a time in milliseconds and no rating; `products.csv` titles, half
 of them Chinese, half English; `visitors.csv` an age and a city. A visitor looks at what lies in a category of their
 taste, popular products and brands that they like first, and takes some of it: for the product's own quality, for the
-brand, for a price near theirs. How much is taken of what is looked at does not depend on the visitor. Products and
-visitors appear over time. What is printed last is how well the true probabilities tell what is taken in the newest
+brand, for a price near theirs. No visitor takes more of what is looked at than another for any other reason. Products
+and visitors appear over time. What is printed last is how well the true probabilities tell what is taken in the newest
 tenth: no model can be better than that by more than chance.
 """
 

@@ -145,6 +145,8 @@ def own_row(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
     spent = time.perf_counter() - started
     held = rows_of(data, np.arange(data.n_train, len(data.asked)))
     with torch.inference_mode():

@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 _FLOAT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_UNION_MEMBER = re.compile(r"^(constrained-\w+|literal\[.*\])$")
+_UNION_MEMBER = re.compile(r"^(constrained-\w+|(literal|list|function-\w+)\[.*\])$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -114,6 +114,8 @@ class Config(Section):
             raise ValueError("prepare.liked_at_least: got null, expected a worth, as prepare.event_values is set")
         if self.model.join == "full" and self.finetune.early_stopping.metric == "ndcg":
             raise ValueError("finetune.early_stopping.metric: got ndcg, which join: full is too slow to measure")
+        if self.score.strategy == "hybrid" and not self.evaluate.baselines:
+            raise ValueError("evaluate.baselines: got none, expected some, as score.strategy: hybrid is made of them")
         return self
 
     def as_dict(self) -> dict[str, Any]:
@@ -145,6 +147,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(fault)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, expected sections such as `score:`")
+    values = _unshared(values)
     faults = [wrong for override in overrides if (wrong := _override(values, override))]
     try:
         config = Config.model_validate(values)
@@ -153,6 +156,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if faults:
         raise ConfigError(f"{path}: " + "; ".join(faults))
     return config
+
+
+def _unshared(value: Any) -> Any:
+    """Where an alias stands there is a copy of its own, so that an override of one section is of no other."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _override(values: dict[str, Any], override: str) -> str | None:

@@ -13,7 +13,6 @@ import logging
 import platform
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructField, StructType
 
 import flmrec_spark
+from flmrec_spark import cli
 from flmrec_spark.config import Config, load_config
 from flmrec_spark.errors import EnvironmentFault, FlmrecError
 from flmrec_spark.session import seconds_since_launch, session
@@ -86,6 +86,11 @@ class Job:
         predicate = f"{run_predicate(self.run_id, job=self.name)} AND verdict = 'done'"
         return not self.tables.read("runs").where(predicate).isEmpty()
 
+    @property
+    def n_partitions(self) -> int:
+        """Tasks of a stage whose cost nobody has planned: several per core, so that the last is not waited for long."""
+        return self.config.score.partitions or 4 * self.spark.sparkContext.defaultParallelism
+
     def metadata(self) -> dict[str, object]:
         """What a commit of this run tells of itself."""
         return {"job": self.name, "run_id": self.run_id, "config": self.config.digest(), **self.inputs}
@@ -133,14 +138,12 @@ def run(
         job.add_seconds("start", spent)
         is_dry = dry_run is not None and arguments.dry_run
         return _attempt(job, dry_run if dry_run is not None and is_dry else body, is_dry=is_dry)
-    except FlmrecError as fault:
-        return _fail(name, fault, arguments.traceback)
     except (PySparkException, Py4JJavaError) as fault:
         named = worker_error(fault) or EnvironmentFault(f"Spark: {spark_message(fault)}")
         named.__cause__ = fault
-        return _fail(name, named, arguments.traceback)
+        return cli.failed(name, named, with_traceback=arguments.traceback)
     except Exception as fault:  # noqa: BLE001  the last frame of a job: a scheduler's log gets a line, not a trace
-        return _fail_unexpectedly(name, fault, arguments.traceback)
+        return cli.failed(name, fault, with_traceback=arguments.traceback)
     finally:
         if spark is not None and owns_session:
             spark.stop()
@@ -203,26 +206,6 @@ def _record(job: Job, verdict: str, message: str) -> None:
     frame = job.spark.createDataFrame([row], schema)
     predicate = run_predicate(job.run_id, job=job.name)
     job.tables.replace_rows(schemas.RUNS, frame, predicate, {"job": job.name, "run_id": job.run_id})
-
-
-def _fail(name: str, fault: FlmrecError, with_traceback: bool) -> int:
-    if with_traceback:
-        traceback.print_exception(fault)
-    print(f"flmrec {name}: {type(fault).__name__}: {' '.join(str(fault).split())}", file=sys.stderr, flush=True)
-    return fault.exit_code
-
-
-def _fail_unexpectedly(name: str, fault: Exception, with_traceback: bool) -> int:
-    if with_traceback:
-        traceback.print_exception(fault)
-    frame = traceback.extract_tb(fault.__traceback__)[-1]
-    print(
-        f"flmrec {name}: unexpected {type(fault).__name__} at {Path(frame.filename).name}:{frame.lineno}; "
-        "--traceback shows it whole",
-        file=sys.stderr,
-        flush=True,
-    )
-    return FlmrecError.exit_code
 
 
 def _parse(

@@ -224,7 +224,7 @@ class EvaluateConfig(Section):
         None, description="baseline that the others' paired differences are taken to; null: item_mean, or the first"
     )
     bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="resamples of users for 95 % intervals; 0: none")
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     report_users: Annotated[int, Field(ge=0)] = Field(
         3, description="users whose history and list the report shows; histories are personal: 0 shows none"
     )

@@ -170,4 +170,4 @@ class TuneConfig(Section):
     trials: Count = Field(20, description="fine-tunings in all, those of an earlier call included")
     max_minutes: Annotated[float, Field(gt=0.0)] | None = Field(None, description="no trial starts after this long")
     metric: Literal["uauc", "auc", "log_loss", "ndcg"] = Field("uauc", description="of the best validation of a trial")
-    seed: int = Field(1, description="of the search; finetune.seed is that of a trial")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(1, description="of the search; a trial has finetune.seed")

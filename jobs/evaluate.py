@@ -43,6 +43,7 @@ from flmrec_spark.stages.measurements import Measurement, measure, pairs
 from flmrec_spark.stages.models import Models, answered, listed
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.strategies import depends_on
+from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 
 INPUTS = ("interactions", "items", "users")
@@ -61,6 +62,8 @@ def evaluate(job: Job) -> None:
     config = job.config.evaluate
     for name in INPUTS:
         job.inputs[name] = str(job.tables.version(name))
+    for schema in (schemas.EVALUATION, schemas.RUNS):
+        job.tables.expect_room(schema)
     if job.files["report"] is not None:
         files.expect_room(job.files["report"], flag="--report")
     with job.timed("ship"):
@@ -168,7 +171,7 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         return models
     try:
         with job.timed("fit hybrid"):
-            return with_stack(models, prepared, shipped=shipped, tools=fits, partitions=_partitions(job))
+            return with_stack(models, prepared, shipped=shipped, tools=fits, partitions=job.n_partitions)
     except InputError as fault:
         log.warning("evaluate: %s; the hybrid is left out", fault)
         return models
@@ -239,11 +242,7 @@ def _of_split(job: Job, shipped: Shipped) -> Shipped:
 
 def _spread(job: Job, users: DataFrame) -> DataFrame:
     # Few and small rows, much work each: Spark would put them all into one task.
-    return users.repartition(_partitions(job), c.USER_ID)
-
-
-def _partitions(job: Job) -> int:
-    return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
+    return users.repartition(job.n_partitions, c.USER_ID)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, recommender
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
-from flmrec_spark.tables.sources import read_source
+from flmrec_spark.tables.sources import read_source, reading
 from flmrec_spark.tables.spark_errors import spark_message
 from flmrec_spark.tables.text_files import MALFORMED
 
@@ -58,6 +58,8 @@ def score(job: Job) -> None:
         is_named, job.run_id = bool(job.run_id), job.run_id or f"score-{made_of}"
         for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS, schemas.REJECTS, schemas.RUNS):
             job.tables.expect_room(schema)
+        for name in scoring.INPUTS:
+            job.tables.register(name)
         state = scoring.progress(job, made_of, is_named=is_named)
     if state == scoring.PUBLISHED and job.is_recorded():
         job.status = "already done"
@@ -112,7 +114,7 @@ def estimate(job: Job) -> None:
 def _planned(job: Job, shipped: Shipped | None, prompts: DataFrame) -> tuple[Shipped | None, DataFrame]:
     """The shipment with its precision settled, and the users in the tasks of the score stage."""
     if shipped is None:
-        return None, prompts.repartition(_partitions(job))
+        return None, prompts.repartition(job.n_partitions)
     shipped, work = scoring.make_ready(job, shipped, prompts)
     return shipped, scoring.spread(job, shipped, prompts, work)
 
@@ -154,7 +156,8 @@ def _candidates(job: Job) -> DataFrame | None:
     required = (c.USER_ID, c.ITEM_ID)
     pairs = read_source(job.spark, source, name="score.candidates", required=required)
     is_bad = F.col(f"`{MALFORMED}`").isNotNull() | F.col(c.USER_ID).isNull() | F.col(c.ITEM_ID).isNull()
-    n_bad = pairs.where(is_bad).count()
+    with reading(source, "score.candidates"):
+        n_bad = pairs.where(is_bad).count()
     if n_bad:
         raise InputError(
             f"score.candidates: got {n_bad:,} malformed rows or rows without an id, expected none; at {source.place}"
@@ -171,7 +174,7 @@ def _recommender(job: Job) -> Recommender:
             ship=lambda item_filter: _ship(job, item_filter),
             scores=scores,
             tools=scoring.tools(job),
-            partitions=_partitions(job),
+            partitions=job.n_partitions,
             timed=job.timed,
         )
     job.counts |= {"items": found.n_items, "items_rejected": len(found.rejected)}
@@ -211,6 +214,7 @@ def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: E
             splits=job.config.score.history_splits,
             history_length=found.history_length,
             exclude_seen=job.config.score.exclude_seen,
+            are_all=True,
         )
         prompts = prompts if candidates is None else with_candidates(prompts, candidates)
         prompts = prompts.persist(StorageLevel.MEMORY_AND_DISK)
@@ -218,14 +222,9 @@ def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: E
     return prompts
 
 
-def _partitions(job: Job) -> int:
-    """Tasks of a stage whose cost nobody has planned: several per core, so that the last one is not waited for long."""
-    return job.config.score.partitions or 4 * job.spark.sparkContext.defaultParallelism
-
-
 def _name_tables(job: Job) -> None:
     """Names for SQL, also where a kill came before them or the catalog was lost since."""
-    for name in (*scoring.INPUTS, "top_n", "recommendations"):
+    for name in ("top_n", "recommendations"):
         job.tables.register(name)
     recommendations, items = job.tables.reference("recommendations"), job.tables.reference("items")
     query = (

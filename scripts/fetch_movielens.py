@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
             fetch(MOVIELENS, arguments.data / "ml-100k")
         if arguments.model is not None:
             fetch(MINILM, arguments.model)
-    except Fault as fault:
+    except (Fault, OSError) as fault:
         print(f"fetch_movielens: {fault}", file=sys.stderr)
         return 5
     return 0

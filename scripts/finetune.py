@@ -5,8 +5,8 @@
     torchrun --nproc-per-node 2 scripts/finetune.py --config conf/demo.yaml [section.key=value ...]
 
 Runs on one node, with its first GPU when there is one, or under torchrun with a process for each; it needs no Spark.
-Killed at any moment and called again it goes on where it last saved and ends with the same weights; finished, it does
-nothing.
+Killed at any moment and called again with as many processes it goes on where it last saved and ends with the same
+weights; finished, it does nothing. One process at a time makes a checkpoint: another one ends with exit code 7.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import argparse
 import json
 import logging
 import sys
-import traceback
 from collections.abc import Sequence
 
+from flmrec_spark import cli
 from flmrec_spark.config import load_config
-from flmrec_spark.errors import FlmrecError
 from flmrec_spark.lm import before_torch
 
 
@@ -43,11 +42,8 @@ def main(argv: Sequence[str]) -> int:
         from flmrec_spark.lm.finetuning import finetune  # torch loads in seconds: not for a wrong flag
 
         summary = finetune(config, force=arguments.force, stop_after=arguments.stop_after)
-    except FlmrecError as fault:
-        if arguments.traceback:
-            traceback.print_exception(fault)
-        print(f"flmrec finetune: {type(fault).__name__}: {' '.join(str(fault).split())}", file=sys.stderr)
-        return fault.exit_code
+    except Exception as fault:  # noqa: BLE001  a scheduler's log gets a line, not a trace
+        return cli.failed("finetune", fault, with_traceback=arguments.traceback)
     if summary.pop("rank") == 0:
         told = {"job": "finetune", **{key: value for key, value in summary.items() if key != "history"}}
         print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None)))  # JSON has no NaN

@@ -54,7 +54,7 @@ def main() -> int:
         java = expect_java()
         with one_at_a_time():
             bring_up_to_date(java)
-    except (Fault, PermissionError) as fault:
+    except (Fault, OSError) as fault:
         print(f"scripts/setup: {fault}", file=sys.stderr)
         return 5
     except KeyboardInterrupt:

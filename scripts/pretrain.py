@@ -13,11 +13,10 @@ import argparse
 import json
 import logging
 import sys
-import traceback
 from collections.abc import Sequence
 
+from flmrec_spark import cli
 from flmrec_spark.config import load_config
-from flmrec_spark.errors import FlmrecError
 from flmrec_spark.lm import before_torch
 
 
@@ -40,11 +39,8 @@ def main(argv: Sequence[str]) -> int:
         from flmrec_spark.lm.pretraining import pretrain  # torch loads in seconds: not for a wrong flag
 
         summary = pretrain(config, force=arguments.force)
-    except FlmrecError as fault:
-        if arguments.traceback:
-            traceback.print_exception(fault)
-        print(f"flmrec pretrain: {type(fault).__name__}: {' '.join(str(fault).split())}", file=sys.stderr)
-        return fault.exit_code
+    except Exception as fault:  # noqa: BLE001  a scheduler's log gets a line, not a trace
+        return cli.failed("pretrain", fault, with_traceback=arguments.traceback)
     print(json.dumps({"job": "pretrain", **summary}))
     return 0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
-import traceback
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flmrec_spark import cli
 from flmrec_spark.config import ScoreConfig, TablesConfig
-from flmrec_spark.errors import EnvironmentFault, FlmrecError, InputError
+from flmrec_spark.errors import EnvironmentFault, InputError
 from flmrec_spark.session import session
 from flmrec_spark.tables.delta import Tables
 from flmrec_spark.tables.spark_errors import spark_message, worker_error
@@ -40,13 +41,16 @@ def main(argv: Sequence[str]) -> int:
             frame = spark.sql(statement.strip().rstrip(";"))
             if frame.columns:
                 _print_csv(frame) if arguments.csv else _print_table(frame, arguments.rows)
-    except FlmrecError as fault:
-        return _fail(fault, arguments.traceback)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PySparkException, Py4JJavaError) as fault:
         kind = InputError if isinstance(fault, AnalysisException) else EnvironmentFault
         named = worker_error(fault) or kind(spark_message(fault))
         named.__cause__ = fault
-        return _fail(named, arguments.traceback)
+        return cli.failed("sql", named, with_traceback=arguments.traceback)
+    except Exception as fault:  # noqa: BLE001  a line, not a trace
+        return cli.failed("sql", fault, with_traceback=arguments.traceback)
     finally:
         if spark is not None and owns_session:
             spark.stop()
@@ -80,13 +84,6 @@ def _print_csv(frame: DataFrame) -> None:
     writer.writerow(frame.columns)
     lines: Iterable[Sequence[object]] = frame.toLocalIterator()
     writer.writerows(lines)
-
-
-def _fail(fault: FlmrecError, with_traceback: bool) -> int:
-    if with_traceback:
-        traceback.print_exception(fault)
-    print(f"flmrec sql: {type(fault).__name__}: {' '.join(str(fault).split())}", file=sys.stderr)
-    return fault.exit_code
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

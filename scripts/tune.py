@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from flmrec_spark import files
-from flmrec_spark.errors import FlmrecError
+from flmrec_spark import cli, files
 from flmrec_spark.lm import before_torch
 
 if TYPE_CHECKING:
@@ -44,11 +42,8 @@ def main(argv: Sequence[str]) -> int:
         config, search = tuning.open_search(arguments.config, arguments.overrides)
         tuning.run(config, search, told=lambda: show(search))
         files.write(output, tuning.best_config(search), flag="--output")
-    except FlmrecError as fault:
-        if arguments.traceback:
-            traceback.print_exception(fault)
-        print(f"flmrec tune: {type(fault).__name__}: {' '.join(str(fault).split())}", file=sys.stderr)
-        return fault.exit_code
+    except Exception as fault:  # noqa: BLE001  a scheduler's log gets a line, not a trace
+        return cli.failed("tune", fault, with_traceback=arguments.traceback)
     best = search.best
     assert best is not None
     told = {"trials": len(search.trials), "best": best.number, config.tune.metric: best.value, "set": best.params}
@@ -63,9 +58,8 @@ def show(search: Search) -> None:
     table = Table("trial", *keys, "validation", "seconds", title="trials")
     for trial in trials:
         result = f"{trial.value:.4f}" if trial.value is not None else trial.user_attrs.get("failed", "interrupted")
-        cells = [
-            f"{trial.params[key]:g}" if isinstance(trial.params[key], float) else str(trial.params[key]) for key in keys
-        ]
+        values = [trial.params.get(key, "") for key in keys]  # a kill may have come before all of them
+        cells = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
         seconds = str(trial.user_attrs.get("seconds", ""))
         is_best = best is not None and trial.number == best.number
         table.add_row(str(trial.number), *cells, result, seconds, style="bold" if is_best else None)

@@ -19,6 +19,7 @@ LAYERS = (
     ("errors",),
     (
         "files",
+        "cli",
         "sections",
         "model_sections",
         "training_sections",

@@ -112,6 +112,10 @@ def test_every_fault_of_file_and_overrides_is_told_at_once(tmp_path: Path) -> No
             "finetune.adapter.method=ia3",
             "finetune.adapter.method: got 'ia3', expected 'none', 'lora', 'dora' or 'adalora'",
         ),
+        ("evaluate.seed=-1", "evaluate.seed: got -1, expected greater than or equal to 0"),
+        ("tune.seed=-1", "tune.seed: got -1, expected greater than or equal to 0"),
+        ("tune.space={finetune.seed: {low: 1}}", "tune.space.finetune.seed.high: missing"),
+        ("finetune.adapter.modules=5", "finetune.adapter.modules: got 5, expected 'auto' or a valid list"),
         ("finetune.negatives=0", "finetune: negatives: got 0, expected >= 1 as ranking_weight is above 0"),
     ],
 )
@@ -148,6 +152,22 @@ def test_a_join_that_has_its_own_layer_refuses_another(smallest: Path, join: str
     told = message(smallest, f"model.join={join}", "model.join_layer=1")
     assert f"model: join_layer: got 1, expected last, or join: layer; got {join}" in told
     assert load_config(smallest, ["model.join=layer", "model.join_layer=1"]).model.join_layer == 1
+
+
+def test_a_hybrid_of_nothing_is_refused(smallest: Path) -> None:
+    told = "evaluate.baselines: got none, expected some, as score.strategy: hybrid is made of them"
+    assert told in message(smallest, "score.strategy=hybrid", "evaluate.baselines=[]")
+
+
+def test_an_override_where_an_alias_stands_is_of_that_section_alone(smallest: Path) -> None:
+    candidates = "{path: c.csv, format: csv, options: &more {sep: ';'}}"
+    users = "{path: u.csv, format: csv, options: *more}"
+    text = smallest.read_text().replace("prepare:\n", f"prepare:\n  users: {users}\n", 1)
+    smallest.write_text(f"score:\n  candidates: {candidates}\n{text}")
+    config = load_config(smallest, ["prepare.users.options.encoding=GBK"])
+    assert config.prepare.users is not None and config.score.candidates is not None
+    assert config.prepare.users.options == {"sep": ";", "encoding": "GBK"}
+    assert config.score.candidates.options == {"sep": ";"}
 
 
 def test_the_last_override_of_a_key_counts(smallest: Path) -> None:

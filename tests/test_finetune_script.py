@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors import SafetensorError
 
+from flmrec_spark.lm import folders
 from flmrec_spark.prompts import load_template
 from tests.prepared import tiny_config, write_prepared
 from tests.tiny import save_tiny
@@ -125,6 +127,33 @@ def test_a_fault_is_one_line_with_its_exit_code_and_leaves_nothing(script, world
     assert "Traceback" not in error
     assert re.search(told, error), error
     assert not (world / "checkpoint").exists()
+
+
+def test_what_nobody_foresaw_is_one_line_with_its_place(script, world, capsys, monkeypatch):
+    monkeypatch.setattr("flmrec_spark.lm.finetuning.finetune", lambda *_, **__: {}["user 0042"])
+    assert script.main(command(world)) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"flmrec finetune: unexpected KeyError at \w+\.py:\d+; --traceback shows it whole\n$", error)
+    assert "0042" not in error
+    assert "Traceback" not in error
+
+
+def test_a_disk_that_is_full_at_the_end_is_a_fault_of_the_machine(script, world, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("flmrec_spark.lm.checkpoint.save_file", full)
+    assert script.main(command(world, "finetune.max_steps=1")) == 5
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"EnvironmentFault: \S*/checkpoint: not written: .*No space left on device", error)
+    assert not (world / "checkpoint").exists()
+
+
+def test_two_trainings_of_one_checkpoint_do_not_mix(script, world, capsys):
+    with folders.held(world / "checkpoint"):
+        assert script.main(command(world, "finetune.max_steps=1")) == 7
+    assert "another process is making it" in capsys.readouterr().err
+    assert script.main(command(world, "finetune.max_steps=1")) == 0
 
 
 def test_a_stack_trace_is_shown_when_it_is_asked_for(script, world, capsys):

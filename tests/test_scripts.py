@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -35,6 +36,22 @@ def test_a_command_is_valid_shell_and_can_be_run(name: str) -> None:
     done = subprocess.run(["bash", "-n", str(ROOT / name)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert name.endswith(".sh") or os.access(ROOT / name, os.X_OK)
+
+
+@pytest.mark.parametrize("place", ["scripts/../scripts/sql", "link"])
+def test_a_command_finds_the_project_from_anywhere_whatever_cdpath_says(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "project"
+    (root / "scripts").mkdir(parents=True)
+    for name in ("sql", "environment.sh"):
+        shutil.copy(ROOT / "scripts" / name, root / "scripts")
+    (tmp_path / "elsewhere/scripts").mkdir(parents=True)
+    (root / "link").symlink_to(root / "scripts/sql")
+    environment = {**os.environ, "CDPATH": str(tmp_path / "elsewhere")}
+    (root / ".venv/bin").mkdir(parents=True)
+    (root / ".venv/bin/python").write_text('#!/bin/sh\necho "$PWD" "$@"\n')
+    (root / ".venv/bin/python").chmod(0o755)
+    done = subprocess.run(["bash", place, "x"], cwd=root, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{root} scripts/sql.py x\n", "")
 
 
 @pytest.mark.parametrize(
@@ -248,6 +265,17 @@ def test_sql_prints_a_table_or_csv(spark: SparkSession, capsys: pytest.CaptureFi
     caught = capsys.readouterr()
     assert "│ 2 " not in caught.out
     assert "the first 1 rows" in caught.err
+
+
+def test_sql_whose_reader_has_seen_enough_ends_quietly(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sql, (reads, writes) = script("sql"), os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert sql.main(["--csv", "SELECT id FROM range(100000)"]) == 0
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration
     """Maximum likelihood on held-out rows (R,), of targets just inside 0 and 1.
 
     Stays the identity when there is one label only, or when the logits order the labels backwards; factors that order
-    them backwards weigh nothing.
+    them backwards weigh nothing. Where the text would beside the factors, as when they say nearly the same, their sum
+    has one weight.
     """
     if len(np.unique(liked)) < 2:
         return Calibration()
@@ -108,6 +109,9 @@ def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration
     if len(weights) == 2 and weights[1] < 0:
         slope, intercept = fit_logistic(np.asarray(text)[:, None], liked, _platt(liked))
         weights = [slope[0], 0.0]
+    if weights[0] <= 0 and len(weights) == 2 and weights[1] > 0:
+        slope, intercept = fit_logistic((np.asarray(text) + np.asarray(factors))[:, None], liked, _platt(liked))
+        weights = [slope[0], slope[0]]
     if weights[0] <= 0:
         return Calibration()
     return Calibration(weights[0], intercept, weights[1] if len(weights) == 2 else 1.0)
@@ -124,7 +128,7 @@ def fit_list_blend(
     """Parts (R,) of items that users liked next and of others; every user's two sides should weigh alike.
 
     None when there is no listing part, or nothing tells the two apart. A part that would count backwards weighs
-    nothing; `is_new` may count either way.
+    nothing; `is_new` may count either way. The targets are Platt's, of as many rows as they weigh.
     """
     parts = {"rating": rating, "head": head, "factors": factors}
     given = {name: part for name, part in parts.items() if part is not None}
@@ -138,7 +142,7 @@ def fit_list_blend(
     left, names = list(given), [*given, *more]
     while left:
         chosen = columns[:, [names.index(name) for name in [*left, *more]]]
-        found, intercept = fit_logistic(chosen, relevant, None, weights)
+        found, intercept = fit_logistic(chosen, relevant, _platt(relevant, weights), weights)
         backwards = [name for name, weight in zip(left, found, strict=False) if weight < 0]
         if not backwards:
             told = dict.fromkeys([*parts, "new"], 0.0) | dict(zip([*left, *more], found, strict=True))
@@ -165,9 +169,11 @@ def _smoothed(columns: Any, relevant: Bools, weights: Scores) -> tuple[Any, Bool
     return np.vstack([columns, rows]), np.concatenate([relevant, sides]), np.concatenate([weights, np.ones(4)])
 
 
-def _platt(liked: Bools) -> Scores:
+def _platt(liked: Bools, weights: Scores | None = None) -> Scores:
     """Platt's targets: without them separable rows would drive the slope, and every probability, to the limit."""
-    return np.asarray(np.where(liked, (liked.sum() + 1) / (liked.sum() + 2), 1 / ((~liked).sum() + 2)))
+    each = np.ones(len(liked)) if weights is None else weights
+    n_liked, n_others = each[liked].sum(), each[~liked].sum()
+    return np.asarray(np.where(liked, (n_liked + 1) / (n_liked + 2), 1 / (n_others + 2)))
 
 
 def fit_logistic(
@@ -180,6 +186,6 @@ def fit_logistic(
         fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(features, labels, sample_weight=weights)
     else:
         rows, sides = np.tile(features, (2, 1)), np.repeat([True, False], len(labels))
-        shares = np.concatenate([targets, 1 - targets])
+        shares = np.concatenate([targets, 1 - targets]) * (1.0 if weights is None else np.tile(weights, 2))
         fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(rows, sides, sample_weight=shares)
     return [float(weight) for weight in fitted.coef_[0]], float(fitted.intercept_[0])

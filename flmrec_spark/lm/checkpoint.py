@@ -151,7 +151,7 @@ def save(
     """
     target = Path(folder)
     folders.expect_room(target, mark=manifest.NAME)
-    draft = target.with_name(target.name + ".draft")
+    draft = folders.beside(target, ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     (draft / "backbone").mkdir(parents=True)
     model.backbone.save_pretrained(draft / "backbone")  # type: ignore[operator]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,10 @@ class Factors:
     @property
     def n_items(self) -> int:
         return len(self.target) - 1
+
+    def scaled(self, times: float) -> Factors:
+        """What was learned by steps, times a number."""
+        return replace(self, target=self.target * np.float32(times), offset=self.offset * np.float32(times))
 
     @property
     def width(self) -> int:

@@ -96,6 +96,7 @@ def fitted(
                 training=config.finetune.factors,
                 seed=seed,
                 device=device,
+                has_bias_terms=config.model.bias_terms,
                 **more,
             )
 
@@ -105,7 +106,9 @@ def fitted(
         if settings.neighbours:
             pair = (first[objective], early), (second[objective], late)
             is_drawable = data.catalog.is_known[early.items] if objective == LISTING else None
-            near = _with_neighbours(*pair, settings.neighbours, questions, is_drawable, seed)
+            near = _with_neighbours(
+                *pair, settings.neighbours, questions, is_drawable, seed, has_bias_terms=config.model.bias_terms
+            )
             first[objective], second[objective], more = near
             found |= more
         told[objective] = found
@@ -128,6 +131,7 @@ def _with_neighbours(
     questions: list[Question],
     allowed: Bools | None,
     seed: int,
+    has_bias_terms: bool,
 ) -> tuple[Factors, Factors, dict[str, float]]:
     """Both editions with what the neighbours say, if that helps on the valid split, and what to tell of it.
 
@@ -140,8 +144,10 @@ def _with_neighbours(
         return factors, later, {}
     if allowed is None:
         own = early.sequences.offsets
-        bias = np.append(own.item, np.float32(0)) + factors.offset
-        choice = neighbour_choice.choose_for_ratings(spectrum, factors, bias, own.user, questions)
+        bias, users = np.append(own.item, np.float32(0)) + factors.offset, own.user
+        if not has_bias_terms:
+            bias, users = factors.offset, np.zeros_like(own.user)
+        choice = neighbour_choice.choose_for_ratings(spectrum, factors, bias, users, questions)
     else:
         choice = neighbour_choice.choose_for_lists(spectrum, factors, questions, allowed=allowed)
     if choice is None:
@@ -152,6 +158,8 @@ def _with_neighbours(
     whole = spectrum_of(late.sequences, dimension, seed=seed)
     assert whole is not None
     near, newer = (one.neighbours(choice.penalty, choice.weight) for one in (spectrum, whole))
+    # What few rows taught may be far from the scale of a logit, and so may be what fits beside it.
+    factors, later = (one.scaled(choice.of_factors) for one in (factors, later))
     newer = neighbours.turned(newer, near, early.places(late.items))
     told = {"neighbours_log_loss": choice.log_loss, "log_loss_without": choice.log_loss_without}
     return replace(factors, near=near), replace(later, near=newer), told

@@ -41,6 +41,7 @@ def fit(
     training: FactorTrainingConfig,
     seed: int,
     device: torch.device,
+    has_bias_terms: bool = True,
     start: tuple[Factors, Places] | None = None,
     epochs: int | None = None,
 ) -> tuple[Factors, dict[str, float]]:
@@ -50,12 +51,13 @@ def fit(
       sequences: the rows to learn from.
       questions: held-out ones to stop by; none: the last epoch wins.
       is_drawable: (N,), false for an item that no list may hold.
+      has_bias_terms: the language model has offsets of its own, so those of ratings are relative to them.
       start: factors to go on from, and the place of each item (N,) in them, -1 for a new one.
       epochs: instead of the setting.
     """
     random = np.random.default_rng([seed, 5, objective == LISTING])
     torch.manual_seed(seed * 2 + (objective == LISTING))
-    module = _Module(sequences, objective, is_drawable, model, training)
+    module = _Module(sequences, objective, is_drawable, model, training, has_bias_terms)
     if start is not None:
         module.go_on_from(*start)
     module.to(device)
@@ -101,6 +103,7 @@ class _Module(nn.Module):
         is_drawable: Bools,
         model: CollaborativeConfig,
         training: FactorTrainingConfig,
+        has_bias_terms: bool = True,
     ) -> None:
         super().__init__()
         n, d = sequences.n_items, model.dimension
@@ -114,7 +117,9 @@ class _Module(nn.Module):
         self.user = nn.Parameter(torch.from_numpy(own.user.copy()))
         self.level = nn.Parameter(torch.tensor(sequences.level()))
         self.register_buffer("hidden", torch.from_numpy(~is_drawable))
-        self._start = torch.from_numpy(start.copy())
+        # What the language model's bias terms begin with is theirs.
+        is_theirs = objective == RATING and has_bias_terms
+        self._start = torch.from_numpy(start.copy() if is_theirs else np.zeros_like(start))
 
     @torch.no_grad()
     def go_on_from(self, start: Factors, places: Places) -> None:
@@ -125,7 +130,7 @@ class _Module(nn.Module):
             self.history[new + shift] = torch.from_numpy(start.history[old + begin])
         self.mix.copy_(torch.from_numpy(start.mix))
         offset = torch.from_numpy(start.offset[old])
-        self.offset[new] = self.offset[new] + offset if self.objective == RATING else offset
+        self.offset[new] = self._start.to(offset)[new] + offset
 
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Factors, and everything else."""
@@ -183,8 +188,7 @@ class _Module(nn.Module):
     def factors(self) -> Factors:
         """As they are now, on the CPU."""
         history, target, offset = (part.detach().cpu().clone() for part in (self.history, self.target, self.offset))
-        if self.objective == RATING:
-            offset = offset - self._start  # what the language model's bias terms begin with is theirs
+        offset = offset - self._start
         target = torch.cat([target, torch.zeros(1, target.shape[1])])
         offset = torch.cat([offset, offset.mean()[None]])
         return Factors(

@@ -6,13 +6,16 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from flmrec_spark.config import Config
+from flmrec_spark.errors import ConflictError, EnvironmentFault
 from flmrec_spark.lm import checkpoint, distributed, folders, manifest, resume
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import load_data
@@ -42,21 +45,60 @@ def finetune(config: Config, *, force: bool = False, stop_after: int | None = No
     A finished training with the same fingerprint is left as it is, an interrupted one goes on where it was last
     saved and ends with the same weights. `stop_after` steps of this call it stops without a checkpoint. Under
     torchrun every process calls this, and rank 0 writes.
+
+    Raises:
+      ConflictError: another process trains this checkpoint.
+      EnvironmentFault: there is no room in memory, or on the disk of the checkpoint.
     """
-    with distributed.joined() as world:
+    with distributed.joined() as world, _out_of_memory(config):
         return {**_finetune(config, world, force=force, stop_after=stop_after), "rank": world.rank}
+
+
+@contextmanager
+def _out_of_memory(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as fault:
+        raise EnvironmentFault(
+            f"finetune: out of memory with finetune.examples_per_step = {config.finetune.examples_per_step} in "
+            f"{config.finetune.accumulate_steps} parts, expected room; more finetune.accumulate_steps take less: "
+            f"{' '.join(str(fault).split())[:200]}"
+        ) from fault
+
+
+@contextmanager
+def _held(target: Path, world: World) -> Iterator[None]:
+    """One training at a time: rank 0 has the lock, and all processes hear of it."""
+    with ExitStack() as kept:
+        fault: ConflictError | None = None
+        if world.writes:
+            try:
+                kept.enter_context(folders.held(target))
+            except ConflictError as failure:
+                fault = failure
+        told = world.agreed(None if fault is None else str(fault))
+        if told is not None:
+            raise ConflictError(told)
+        yield
 
 
 def _finetune(config: Config, world: World, *, force: bool, stop_after: int | None) -> dict[str, object]:
     target = Path(config.checkpoint)
     folders.expect_room(target, mark=manifest.NAME)
+    with _held(target, world):
+        return _finetune_alone(config, world, target, force=force, stop_after=stop_after)
+
+
+def _finetune_alone(
+    config: Config, world: World, target: Path, *, force: bool, stop_after: int | None
+) -> dict[str, object]:
     prepared = read_tables(config.tables.root)
     key = fingerprint(config, prepared)
     found = {} if force else checkpoint.read_metrics(config.checkpoint)
     if world.agreed(found.get("fingerprint") == key):
         return {**found, "digest": checkpoint.load(config.checkpoint).digest, "status": "already done"}
     started = time.perf_counter()
-    folder = target.with_name(target.name + ".training")
+    folder = folders.beside(target, ".training")
     earlier = resume.progress_of(folder)
     goes_on = not force and earlier.get("key") == key
     # `auto` might measure otherwise today.
@@ -70,7 +112,8 @@ def _finetune(config: Config, world: World, *, force: bool, stop_after: int | No
         return {"status": "stopped", "step": trainer.step}
     done: dict[str, object] = {}
     if world.writes:
-        done = _write(trainer, prepared, folder, key)
+        with folders.written(target):
+            done = _write(trainer, prepared, folder, key)
         shutil.rmtree(folder, ignore_errors=True)
     world.agreed(None)
     return {**done, "status": "done", "seconds": round(time.perf_counter() - started, 1)}
@@ -148,7 +191,8 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
             stops = stop_after is not None and trainer.step - first >= stop_after and not at_end
             is_due = settings.save_every is not None and trainer.step % settings.save_every == 0
             if world.writes and (validated or stops or is_due):
-                trainer.save(folder, key)
+                with folders.written(folder):
+                    trainer.save(folder, key)
             if stops:
                 return False
     return True
@@ -161,8 +205,9 @@ def _note(trainer: Trainer, folder: Path) -> None:
     log.info("finetune: step %d: %s", trainer.step, ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
     if trainer.is_best(found) and trainer.world.writes:
         trainer.validation_of_best = own
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = resume.kept_state(trainer.modules).items()
-        draft = folder / "best.draft"
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in kept}, draft)
-        draft.replace(folder / "best.safetensors")
+        with folders.written(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = resume.kept_state(trainer.modules).items()
+            draft = folder / "best.draft"
+            save_file({key: value.detach().cpu().contiguous().clone() for key, value in kept}, draft)
+            draft.replace(folder / "best.safetensors")

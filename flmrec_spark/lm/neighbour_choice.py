@@ -30,7 +30,8 @@ class Choice:
     """What the valid split says of a spectrum."""
 
     penalty: float  # in mean squares of a singular value
-    weight: float  # beside the learned factors
+    weight: float  # of the term
+    of_factors: float  # by which the learned factors are multiplied beside it
     log_loss: float  # with the term, and without; of labels, or of what was liked next among drawn items
     log_loss_without: float
 
@@ -97,7 +98,7 @@ def _likeliest(
             continue
         weights, loss = fit(term / size)
         if min(weights) > 0 and loss < (without if found is None else found.log_loss):
-            found = Choice(penalty, float(weights[1] / size / weights[0]), loss, without)
+            found = Choice(penalty, float(weights[1] / size), float(weights[0]), loss, without)
     return found
 
 

@@ -50,11 +50,18 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
         to show longer histories than the tables have.
       CheckpointError: the pretrained folder is missing or damaged, or the output is something else's folder.
       InputError: the tables are missing or empty.
+      ConflictError: another process makes the same folder.
+      EnvironmentFault: there is no room for it on the disk.
     """
     target, source = Path(config.pretrain.output), Path(config.model.path)
     if target.resolve() == source.resolve():
         raise ConfigError(f"pretrain.output: got {target}, which is model.path, expected another folder")
     folders.expect_room(target, mark=MARK)
+    with folders.held(target):
+        return _pretrain_alone(config, target, source, force=force)
+
+
+def _pretrain_alone(config: Config, target: Path, source: Path, *, force: bool) -> dict[str, object]:
     prepared = read_tables(config.tables.root)
     expect_histories(prepared, config.prompts.history_length)
     versions = {name: f"{prepared.table_ids[name]}:{version}" for name, version in prepared.versions.items()}
@@ -187,12 +194,13 @@ def _question(
 
 
 def _write(target: Path, model: Any, tokenizer: Any, summary: Mapping[str, object]) -> None:
-    draft = target.with_name(target.name + ".draft")
+    draft = folders.beside(target, ".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    model.cpu().save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
-    manifest.write_json(draft / MARK, summary)
-    folders.replace(target, draft)
+    with folders.written(target):
+        model.cpu().save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        manifest.write_json(draft / MARK, summary)
+        folders.replace(target, draft)
 
 
 def _read(target: Path) -> dict[str, Any]:

@@ -190,16 +190,17 @@ class Trainer:
         """Adds the gradients of a part of a step; returns its share of the loss."""
         settings, device = self.config.finetune, self.device.type
         catalog, log_share = self.data.catalog.tokens, self.data.negatives.log_share
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"), training.attention(device):
-            rating, listing = training.step_logits(
-                self.model, self.bias, part, catalog, bias_dropout=settings.bias_dropout, terms=self.terms
-            )
-        rating = rating.float()
-        value = training.loss(rating, listing, part, whole=whole, log_share=log_share, config=settings)
-        if self.teacher is not None:
-            soft = soft_loss(rating, self.teacher.probabilities(part), int((whole.items >= 0).sum()))
-            value = (1.0 - settings.teacher_weight) * value + settings.teacher_weight * soft
-        value.backward()  # type: ignore[no-untyped-call]
+        with training.attention(device):  # of the backward pass too: there checkpointed layers run again
+            with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+                rating, listing = training.step_logits(
+                    self.model, self.bias, part, catalog, bias_dropout=settings.bias_dropout, terms=self.terms
+                )
+            rating = rating.float()
+            value = training.loss(rating, listing, part, whole=whole, log_share=log_share, config=settings)
+            if self.teacher is not None:
+                soft = soft_loss(rating, self.teacher.probabilities(part), int((whole.items >= 0).sum()))
+                value = (1.0 - settings.teacher_weight) * value + settings.teacher_weight * soft
+            value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
     def served(self) -> SegmentedModel:

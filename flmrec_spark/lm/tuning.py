@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flmrec_spark.config import Config, Range, load_config
 from flmrec_spark.errors import ConfigError, FlmrecError, InputError
-from flmrec_spark.lm import machine
+from flmrec_spark.lm import folders, machine
 from flmrec_spark.lm.finetuning import finetune, fingerprint
 from flmrec_spark.lm.manifest import text_digest
 from flmrec_spark.lm.prepared import expect_histories, read_tables
@@ -71,7 +71,7 @@ def open_search(config_file: str, overrides: Sequence[str] = ()) -> tuple[Config
             raise ConfigError(f"tune.space: got {key}, expected a key of {', '.join(_SEARCHED)}")
         for value in [values.low, values.high] if isinstance(values, Range) else values:
             tried.append(load_config(config_file, [*overrides, _override(key, value)]))
-    folder = Path(f"{config.checkpoint}.tune")
+    folder = folders.beside(Path(config.checkpoint), ".tune")
     folder.mkdir(parents=True, exist_ok=True)
     prepared = read_tables(config.tables.root)
     expect_histories(prepared, max(one.prompts.history_length for one in tried))
@@ -97,8 +97,15 @@ def run(config: Config, search: Search, *, told: Callable[[], None] = lambda: No
       told: called after each trial.
 
     Raises:
+      ConflictError: another process runs a search of this checkpoint.
       FlmrecError: every trial failed; the error of the last one.
     """
+    with folders.held(search.folder):
+        _clear(search.folder)
+        _run(config, search, told)
+
+
+def _run(config: Config, search: Search, told: Callable[[], None]) -> None:
     for stale in search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # of a search that was killed
         search.study.tell(stale.number, state=TrialState.FAIL)
     deadline = time.monotonic() + 60 * (config.tune.max_minutes or math.inf)
@@ -132,8 +139,7 @@ def _judge(config: Config, search: Search, trial: optuna.Trial) -> float:
     try:
         told: Any = finetune(chosen)
     finally:
-        for left in search.folder.glob(f"{folder.name}*"):  # settings are kept, weights are not
-            shutil.rmtree(left, ignore_errors=True)
+        _clear(search.folder)
     trial.set_user_attr("overrides", overrides)
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
     trial.set_user_attr("validation", told["validation"])
@@ -141,6 +147,12 @@ def _judge(config: Config, search: Search, trial: optuna.Trial) -> float:
     if math.isnan(value):
         raise InputError(f"tune.metric: {config.tune.metric} is not defined on the valid split")
     return value
+
+
+def _clear(folder: Path) -> None:
+    """Settings are kept, weights are not, also those of a search that was killed."""
+    for left in folder.glob("trial-*"):
+        left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
 
 
 def _suggest(trial: optuna.Trial, key: str, values: Range | list[Any]) -> Any:

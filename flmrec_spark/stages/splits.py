@@ -80,8 +80,11 @@ def _cuts(config: SplitConfig) -> tuple[Fraction, Fraction]:
 
 
 def _is_within(k: Column, n: Column, *, share: Fraction) -> Column:
-    """k/n <= share, in whole numbers: no rounding moves a row. Decimal, as 2**53 times a denominator is no long."""
-    times = [F.lit(part).cast("decimal(7,0)") for part in (share.denominator, share.numerator)]
+    """k/n <= share, in whole numbers: no rounding moves a row. Decimal, as 2**53 times a denominator is no long.
+
+    Two shares of six decimals each have a common denominator of up to twelve.
+    """
+    times = [F.lit(part).cast("decimal(13,0)") for part in (share.denominator, share.numerator)]
     return k.cast("decimal(19,0)") * times[0] <= n.cast("decimal(19,0)") * times[1]
 
 

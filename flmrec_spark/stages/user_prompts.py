@@ -8,7 +8,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
+from flmrec_spark.errors import InputError
 from flmrec_spark.tables.schemas import INTERACTION
+from flmrec_spark.tables.spark_errors import raised
+
+_IS_KNOWN = "user:is_known"
 
 
 def user_prompts(
@@ -18,12 +22,15 @@ def user_prompts(
     splits: Sequence[str],
     history_length: int,
     exclude_seen: bool,
+    are_all: bool = False,
 ) -> DataFrame:
     """Profile, history and excluded items of every user.
 
     Args:
       users: user_id and profile columns; every user comes out, also one without any interaction.
       interactions: as in the table; only rows of `splits` count.
+      are_all: `users` are all there are: whoever is named by the interactions alone is an InputError when it is read,
+        as a killed prepare leaves some tables older than others.
       history_length: entries of the history at most, newest first, equal moments by item_id.
 
     Returns:
@@ -44,8 +51,13 @@ def user_prompts(
             seen.alias(c.EXCLUDED),
         )
     )
-    none = F.array()
-    return users.join(by_user, on=[c.USER_ID], how="left").select(
+    none, joined = F.array(), users.join(by_user, on=[c.USER_ID], how="left")
+    if are_all:
+        stranger = raised(InputError("table users: lacks ids that interactions name; run jobs/prepare.py again"))
+        own = F.when(F.col(_IS_KNOWN), F.col(c.USER_ID)).otherwise(stranger.cast("string"))
+        joined = users.withColumn(_IS_KNOWN, F.lit(True)).join(by_user, on=[c.USER_ID], how="full")
+        joined = joined.withColumn(c.USER_ID, own)
+    return joined.select(
         *users.columns,
         F.coalesce(F.col(c.HISTORY), none.cast(by_user.schema[c.HISTORY].dataType)).alias(c.HISTORY),
         F.coalesce(F.col(c.EXCLUDED), none.cast("array<string>")).alias(c.EXCLUDED),

@@ -1,4 +1,4 @@
-"""What an error of Spark says, in one line, and which error of ours a Python worker raised."""
+"""What an error of Spark says, in one line, and which error of ours a worker raised."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import re
 from collections.abc import Iterator
 
 from py4j.protocol import Py4JJavaError
+from pyspark.sql import Column
+from pyspark.sql import functions as F
 
 from flmrec_spark import errors
 from flmrec_spark.errors import FlmrecError
 
-_OURS = re.compile(r"^flmrec_spark\.errors\.(\w+): (.*)$", re.MULTILINE)
+_OURS = re.compile(
+    r"^(?:.*\[USER_RAISED_EXCEPTION\] )?flmrec_spark\.errors\.(\w+): (.*?)(?: SQLSTATE: \w+)?$", re.MULTILINE
+)
 _PYTHON = re.compile(r"^[A-Za-z_][\w.]*: .*$", re.MULTILINE)
 _LONGEST = 600
 
@@ -28,12 +32,17 @@ def spark_message(fault: Exception) -> str:
 
 
 def worker_error(fault: Exception) -> FlmrecError | None:
-    """The error that a Python worker raised, when it is one of ours: its exit code is kept."""
+    """The error that a Python worker or `raised` raised, when it is one of ours: its exit code is kept."""
     found = _OURS.search(str(fault))
     kind = getattr(errors, found.group(1), None) if found else None
     if found is None or not (isinstance(kind, type) and issubclass(kind, FlmrecError)):
         return None
     return kind(found.group(2))
+
+
+def raised(error: FlmrecError) -> Column:
+    """An expression that fails with the error where it is evaluated."""
+    return F.raise_error(F.lit(f"{type(error).__module__}.{type(error).__name__}: {error}"))
 
 
 def kinds(fault: Exception) -> tuple[str, ...]:

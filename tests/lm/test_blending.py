@@ -93,12 +93,31 @@ def test_new_items_stand_as_high_as_they_are_liked(weight):
 
 def test_where_all_that_is_liked_next_is_new_it_stands_first_by_a_finite_weight():
     """100 users who liked one new item each, beside an item that is new for 20 of them: with a row more of each kind
-    the odds of new are (101 : 1) to (21 : 81)."""
+    new is liked (101 : 21) and the others (1 : 81), of targets 103 / 104 and 1 / 104."""
     relevant = np.arange(200) < 100
     is_new = relevant | (np.arange(200) >= 180)
     found = fit_list_blend(np.zeros(200), np.zeros(200), None, relevant, np.ones(200), is_new)
     assert found is not None
-    assert found.new == pytest.approx(np.log((101 / 1) / (21 / 81)), rel=1e-3)
+    new, known = (101 * 103 + 21 * 1) / (122 * 104), (1 * 103 + 81 * 1) / (82 * 104)
+    assert found.new == pytest.approx(np.log(new / (1 - new) / (known / (1 - known))), rel=1e-3)
+
+
+def test_two_separable_users_make_no_certainties():
+    relevant, factors = np.arange(4) < 2, np.array([9.0, 8.0, -8.0, -9.0])
+    found = fit_list_blend(np.zeros(4), None, factors, relevant, np.ones(4))
+    assert found is not None
+    # Platt's targets of two rows on each side: 3/4 and 1/4
+    np.testing.assert_allclose(sigmoid(found.log_odds(0.0, 0.0, factors)), [0.75, 0.75, 0.25, 0.25], atol=0.02)
+
+
+def test_text_that_only_corrects_the_factors_shares_their_weight():
+    random = np.random.default_rng(8)
+    taste, noise = random.normal(size=(2, N))
+    liked = random.random(N) < sigmoid(taste)
+    text, factors = 0.3 * taste + noise, 0.8 * taste + noise  # the text takes the noise off: a weight below 0
+    found = fit_calibration(text, factors, liked)
+    assert found.slope == found.factors > 0
+    assert found.slope == pytest.approx(fit_calibration(text + factors, None, liked).slope)
 
 
 @pytest.mark.parametrize("is_new", [True, False])

@@ -15,6 +15,7 @@ from flmrec_spark.config import Config
 from flmrec_spark.lm import checkpoint, factor_stage, neighbour_choice
 from flmrec_spark.lm.checkpoint import Checkpoint
 from flmrec_spark.lm.collaborative import LISTING, RATING
+from flmrec_spark.lm.factor_stage import Known
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
@@ -26,10 +27,13 @@ from tests.prepared import prepared_rows, tiny_config, write_prepared
 LEARNED = {"epochs": 4, "rows_per_step": 8, "learning_rate": 0.02, "weight_decay": 0.01}
 
 
-def with_factors(world: Path, *, tokens: bool = True, neighbours: int = 128, **finetuning: Any) -> Config:
+def with_factors(
+    world: Path, *, tokens: bool = True, neighbours: int = 128, bias_terms: bool = True, **finetuning: Any
+) -> Config:
+    own = {"dimension": 4, "history_length": 5, "tokens": tokens, "neighbours": neighbours}
     return tiny_config(
         world,
-        model={"collaborative": {"dimension": 4, "history_length": 5, "tokens": tokens, "neighbours": neighbours}},
+        model={"collaborative": own, "bias_terms": bias_terms},
         finetune={"factors": LEARNED, "ranking_weight": 0.2, **finetuning},
     )
 
@@ -96,8 +100,12 @@ def test_neighbours_that_help_are_part_of_both_editions_in_the_same_directions(
         assert without.whole.factors[objective].near is None
         assert (near.expected is None) == (newer.expected is None) == (objective == LISTING)
         assert (np.sum(near.history * newer.history[both], axis=1) > 0).mean() > 0.8
+        sizes = []
         for each, other in ((editions.train, without.train), (editions.whole, without.whole)):
-            np.testing.assert_array_equal(each.factors[objective].target, other.factors[objective].target)
+            own, plain = each.factors[objective].target, other.factors[objective].target
+            sizes.append(float(np.vdot(own, plain) / np.vdot(plain, plain)))  # the learned ones, by one number
+            np.testing.assert_allclose(own, sizes[-1] * plain, rtol=1e-3, atol=1e-6)
+        assert sizes[0] == pytest.approx(sizes[1], rel=1e-4) and sizes[0] > 0
 
 
 def test_the_first_edition_knows_train_alone_and_the_second_what_came_after(world: Path) -> None:
@@ -154,6 +162,21 @@ def test_a_user_without_history_has_the_order_of_popularity(world: Path) -> None
         assert abs((nobody - one.offset[:-1]) @ np.expm1(logs)) < 1e-3 * np.expm1(logs).sum()  # of the same mean
         taste = one.taste(np.array([0]), np.array([1.0]))
         assert taste[-1] == 0.0  # who has a history has the offsets that were learned beside histories
+
+
+def test_without_bias_terms_the_factors_keep_what_items_are_worth(world: Path) -> None:
+    found = {}
+    for has_terms in (True, False):
+        own = with_factors(world, neighbours=0, bias_terms=has_terms)
+        prepared = read_tables(own.tables.root)
+        fitted = factor_stage.fitted(own, prepared, load_data(own, prepared), torch.device("cpu"))
+        assert fitted is not None
+        found[has_terms] = fitted[0].train.factors
+        start = Known.of(prepared, load_data(own, prepared), [c.TRAIN], is_graded=False).sequences.offsets.item
+    relative, whole = (found[each][RATING].offset[:-1] for each in (True, False))
+    np.testing.assert_allclose(whole, relative + start, atol=1e-5)
+    assert start.std() > 100 * 1e-5
+    np.testing.assert_array_equal(*(found[each][LISTING].offset for each in (True, False)))
 
 
 def test_rows_of_one_label_teach_no_rating_factors(world: Path) -> None:

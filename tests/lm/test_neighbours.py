@@ -157,7 +157,7 @@ def test_the_choice_helps_where_users_agree_and_is_none_where_nothing_is_known()
     assert choose(known, []) is None
 
 
-def test_a_weight_counts_in_units_of_the_factors_that_it_stands_beside() -> None:
+def test_factors_of_another_size_have_another_weight_and_the_term_has_the_same() -> None:
     known, questions = world()
     items, labels = (np.concatenate([getattr(one, name) for one in questions]) for name in ("targets", "labels"))
     likes = np.bincount(items, weights=labels - 0.5, minlength=known.n_items)
@@ -171,7 +171,8 @@ def test_a_weight_counts_in_units_of_the_factors_that_it_stands_beside() -> None
         for size in (np.float32(1), np.float32(2))
     )
     assert once is not None and twice is not None
-    assert twice.weight == pytest.approx(2 * once.weight, rel=1e-2)
+    assert twice.weight == pytest.approx(once.weight, rel=1e-2)
+    assert 2 * twice.of_factors == pytest.approx(once.of_factors, rel=1e-2)
 
 
 def taken(known: Sequences, questions: list[Question], factors: Factors) -> neighbour_choice.Choice | None:
@@ -193,8 +194,31 @@ def test_the_choice_for_lists_helps_where_users_meet_what_others_met() -> None:
     nobody = [replace(one, items=one.items[:0], history_labels=one.history_labels[:0]) for one in questions]
     assert taken(known, nobody, popular) is None
     twice = taken(known, questions, replace(popular, offset=2 * popular.offset))
-    assert twice is not None  # a weight counts in units of the factors that it stands beside
-    assert twice.weight == pytest.approx(2 * found.weight, rel=1e-2)
+    assert twice is not None
+    assert twice.weight == pytest.approx(found.weight, rel=1e-2)
+    assert 2 * twice.of_factors == pytest.approx(found.of_factors, rel=1e-2)
+
+
+def test_factors_and_term_as_they_are_served_have_the_loss_that_was_told_even_beside_poor_factors() -> None:
+    known, questions = camps()
+    random = np.random.default_rng(3)
+    poor = replace(
+        empty(known.n_items),
+        history=random.normal(size=(2 * known.n_items, 1)).astype(np.float32),
+        target=np.append(random.normal(size=(known.n_items, 1)), [[0]], axis=0).astype(np.float32),
+        offset=np.append(known.item_log_likes(), 0).astype(np.float32),
+    )
+    choice, spectrum = taken(known, questions, poor), Spectrum.of_met(known, 8, seed=1)
+    assert choice is not None and spectrum is not None
+    assert choice.of_factors < 0.5
+    served = replace(poor.scaled(choice.of_factors), near=spectrum.neighbours(choice.penalty, choice.weight))
+    contest = neighbour_choice._Contest.of(questions, np.ones(known.n_items, dtype=bool))
+    assert contest is not None
+    told = contest.values(lambda one, items: served.scores(served.taste(one.items, one.history_labels), items))
+    liked, others = np.split(told, [sum(len(one) for one in contest.liked)])
+    users = np.repeat(np.arange(len(contest.liked)), [len(one) for one in contest.liked])
+    rows = np.column_stack([liked, others.reshape(len(contest.liked), -1)[users]])
+    assert np.mean(np.log(np.exp(rows).sum(1)) - liked) == pytest.approx(choice.log_loss, abs=1e-3)
 
 
 def camps() -> tuple[Sequences, list[Question]]:

@@ -55,9 +55,10 @@ def test_gradients_are_the_same_and_less_is_kept(join, join_layer, dropout):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("model", [{"join_layer": 0}, {"join": "full"}])
-def test_a_training_ends_with_the_same_weights(world, precision, model):
-    settings = {"precision": precision, "dropout": 0.1, "max_steps": 3}
+def test_a_training_ends_with_the_same_weights(world, precision, model, dropout):
+    settings = {"precision": precision, "dropout": dropout, "max_steps": 3}
     finetune(tiny_config(world, model=model, finetune=settings))
     plain = (world / "checkpoint/backbone/model.safetensors").read_bytes()
     finetune(tiny_config(world, model=model, finetune={**settings, "gradient_checkpointing": True}))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flmrec_spark.config import load_config
-from flmrec_spark.errors import CheckpointError, ConfigError
-from flmrec_spark.lm import tuning
+from flmrec_spark.errors import CheckpointError, ConfigError, ConflictError
+from flmrec_spark.lm import folders, tuning
 from tests.prepared import tiny_config
 
 SPACE = {"finetune.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "finetune.max_steps": [1, 2]}
@@ -74,6 +74,22 @@ def test_other_settings_are_another_search(world):
 def test_no_weights_are_left_behind(world):
     search = searched(config_file(world))
     assert [file.name for file in search.folder.iterdir()] == ["trials.db"]
+
+
+def test_what_a_killed_search_left_is_cleared_and_a_slash_changes_no_place(world):
+    file = config_file(world)
+    _, search = tuning.open_search(file, [f"checkpoint={world}/checkpoint/"])
+    assert search.folder == world / "checkpoint.tune"
+    (search.folder / "trial-7.training").mkdir()
+    searched(file)
+    assert [path.name for path in search.folder.iterdir()] == ["trials.db"]
+
+
+def test_two_searches_of_one_checkpoint_do_not_meet(world):
+    config, search = tuning.open_search(config_file(world))
+    with folders.held(search.folder), pytest.raises(ConflictError, match="another process is making it"):
+        tuning.run(config, search)
+    assert search.trials == []
 
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(world, monkeypatch):

@@ -54,7 +54,7 @@ def test_rows_of_one_time_share_a_moment_and_rows_without_time_do_not(spark: Spa
 
 def test_user_time_cuts_exactly_at_the_shares(spark: SparkSession) -> None:
     rows = [row for n in range(1, 41) for row in one_user(n)]
-    for valid, test in ((0.1, 0.1), (0.3, 0.3), (0.15, 0.05), (0.0, 0.2)):
+    for valid, test in ((0.1, 0.1), (0.3, 0.3), (0.15, 0.05), (0.0, 0.2), (0.123457, 0.033333)):
         found = split(spark, rows, valid_share=valid, test_share=test)
         train_share = 1 - Fraction(str(valid)) - Fraction(str(test))
         for (user, _, k), got in found.items():

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
+from flmrec_spark.errors import InputError
 from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
+from flmrec_spark.tables.spark_errors import worker_error
 
 ROWS = [  # in no order
     ("ann", "b", 2, 5.0, True, "train"),
@@ -49,6 +52,20 @@ def test_a_history_is_newest_first_then_by_item_and_of_the_given_splits_only(fra
     assert sorted(found["ann"].excluded) == ["a", "b", "c", "ä"]  # once each, also what the history has no room for
     assert (entries(found["0042"]), found["0042"].excluded) == ([("a", True, 1.0)], ["a"])
     assert (found["ann"].listed, found["ann"].catalogue, found["0042"].listed) == ("x", 1, None)
+
+
+def test_of_all_users_a_stranger_is_an_error_of_ours_and_whoever_did_nothing_is_none(frames) -> None:
+    users, interactions = frames
+    asked = {"splits": ["train"], "history_length": 4, "exclude_seen": True, "are_all": True}
+    with pytest.raises(PySparkException) as fault:
+        user_prompts(users, interactions, **asked).collect()
+    named = worker_error(fault.value)
+    assert isinstance(named, InputError)
+    assert str(named) == "table users: lacks ids that interactions name; run jobs/prepare.py again"
+    known = interactions.where("user_id != 'stranger'")
+    asked.pop("are_all")
+    expected = by_user(user_prompts(users, known, **asked))
+    assert by_user(user_prompts(users, known, **asked, are_all=True)) == expected
 
 
 def test_a_user_without_rows_has_an_empty_history_and_nothing_excluded(frames) -> None:

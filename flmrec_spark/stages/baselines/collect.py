@@ -22,7 +22,7 @@ def world_of(history: DataFrame, items: DataFrame, users: DataFrame) -> World:
       items, users: the tables.
 
     Raises:
-      InputError: more than MAX_INTERACTIONS rows.
+      InputError: more than MAX_INTERACTIONS rows, or some of users that are not in `users`.
     """
     rows = history.join(items.select(c.ITEM_ID), c.ITEM_ID, "left_semi")
     rows = rows.select(c.USER_ID, c.ITEM_ID, c.MOMENT, c.IS_LIKED)
@@ -36,11 +36,14 @@ def world_of(history: DataFrame, items: DataFrame, users: DataFrame) -> World:
     item_fields = items.orderBy(c.ITEM_ID).toArrow()
     own = users.join(history.select(c.USER_ID).distinct(), c.USER_ID, "left_semi")
     user_fields = own.orderBy(c.USER_ID).toArrow()
+    of_users = _places(table[c.USER_ID], user_fields[c.USER_ID])
+    if (of_users < 0).any():
+        raise InputError("table users: lacks ids that interactions name; run jobs/prepare.py again")
     return World(
         item_ids=item_fields[c.ITEM_ID].to_pylist(),
         user_ids=user_fields[c.USER_ID].to_pylist(),
         items=_places(table[c.ITEM_ID], item_fields[c.ITEM_ID]),
-        users=_places(table[c.USER_ID], user_fields[c.USER_ID]),
+        users=of_users,
         liked=table[c.IS_LIKED].to_numpy(),
         item_fields=item_fields.to_pylist(),
         user_fields=user_fields.to_pylist(),
@@ -49,4 +52,4 @@ def world_of(history: DataFrame, items: DataFrame, users: DataFrame) -> World:
 
 def _places(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     found = pc.index_in(ids.cast(pa.string()), value_set=known.cast(pa.string()).combine_chunks())
-    return np.asarray(found.to_numpy(), dtype=np.int64)
+    return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int64)

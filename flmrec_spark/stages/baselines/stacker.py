@@ -74,6 +74,9 @@ def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | No
         kept = frozenset(place for place, weight in zip(places, own.weights, strict=True) if weight >= 0)
         if kept and kept < parts:
             return forwards(kept)
+        if not kept:  # all say the opposite of what they should, and the one that does so least is all there is
+            weights_of = np.where(np.arange(len(places)) == int(own.weights.argmax()), 1.0, 0.0)
+            own = replace(own, weights=weights_of, intercept=0.0)
         spread = (np.zeros(len(every)), np.ones(len(every)), np.zeros(len(every)))
         for whole, part in zip(spread, (own.center, own.scale, own.weights), strict=True):
             whole[places] = part

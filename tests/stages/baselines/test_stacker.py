@@ -105,6 +105,16 @@ def test_a_part_that_spoils_the_first_places_is_left_out_of_a_stack_of_lists() -
     assert np.isfinite(again.probability(unknown)).all()
 
 
+def test_where_every_part_counts_backwards_the_least_bad_one_orders_the_lists() -> None:
+    random = np.random.default_rng(5)
+    relevant = np.tile([True, False, False, False], 60)
+    users = np.repeat(np.arange(60), 4)
+    features = random.normal(size=(240, 2)) - relevant[:, None] * np.array([1.0, 0.5])
+    found = stacker.fit_for_lists(features, relevant, users)
+    assert found.weights.tolist() == [0.0, 1.0]
+    assert found.probability(np.array([[0.0, 1.0]])) > found.probability(np.array([[0.0, 0.0]]))
+
+
 def test_parts_that_lists_need_stay() -> None:
     random = np.random.default_rng(2)
     features = random.normal(size=(4800, 2))
