@@ -1,15 +1,17 @@
 """From what the parts of a model say to two numbers in [0, 1]: how probably a user likes an item, and where it stands.
 
-    probability = sigmoid(slope text + factors rating_factors + intercept)
+    probability = sigmoid(slope text + factors rating_factors + listing (listing_factors - level) + intercept)
     score       = sigmoid(rating log-odds of the probability + head listing_head + factors listing_factors
                           + new is_new + intercept)
 
-text is the rating head's logit with the bias terms; is_new is 1 for an item that the factors have not met, else 0. Both
-are fitted on the valid split: the probability by Platt's scaling (Platt 1999), the score as the even-odds probability
-that an item is liked next rather than one of those that are not. So new items stand as high as they are liked: where
-what comes next is new, above all that is known. A part without which the lists of the valid split are no worse weighs
-nothing in the score, where 50 users of a kind say so. A model without a listing part has no score of its own: its lists
-stand in the order of the probability.
+text is the rating head's logit with the bias terms; listing_factors is the log of the share that an item has of what
+the user meets next, and level its mean on the valid split, so that it says nothing where it is not known; is_new is 1
+for an item that the factors have not met, else 0. Both are fitted on the valid split: the probability by Platt's
+scaling (Platt 1999), with the listing factors where they say more than a weight costs (Akaike 1974), the score as the
+even-odds probability that an item is liked next rather than one of those that are not. So new items stand as high as
+they are liked: where what comes next is new, above all that is known. A part without which the lists of the valid
+split are no worse weighs nothing in the score, where 50 users of a kind say so. A model without a listing part has no
+score of its own: its lists stand in the order of the probability.
 
 Of a user without history the factors know offsets and a profile at most, and the text a profile, so that their weights
 are fitted apart from the others' where the valid split has enough users of both kinds.
@@ -18,11 +20,13 @@ are fitted apart from the others' where the valid split has enough users of both
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from flmrec_spark import metrics
 
 Scores = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -45,14 +49,18 @@ class Calibration:
     slope: float = 1.0
     intercept: float = 0.0
     factors: float = 1.0
+    listing: float = 0.0
+    level: float = 0.0
 
-    def log_odds(self, text: Any, factors: Any = 0.0) -> Scores:
-        """Logits of any shape, broadcast -> float64 of that shape."""
-        return np.asarray(self.slope * np.asarray(text, dtype=np.float64) + self.factors * factors + self.intercept)
+    def log_odds(self, text: Any, factors: Any = None, listing: Any = None) -> Scores:
+        """Logits of any shape, broadcast -> float64 of that shape; None: nothing is known."""
+        found = self.slope * np.asarray(text, dtype=np.float64) + self.intercept
+        found = found if factors is None else found + self.factors * factors
+        return np.asarray(found if listing is None else found + self.listing * (listing - self.level))
 
-    def probability(self, text: Any, factors: Any = 0.0) -> Scores:
+    def probability(self, text: Any, factors: Any = None, listing: Any = None) -> Scores:
         """As `log_odds`, in [0, 1]."""
-        return sigmoid(self.log_odds(text, factors))
+        return sigmoid(self.log_odds(text, factors, listing))
 
 
 @dataclass(frozen=True)
@@ -95,26 +103,48 @@ class Blend:
         return self.calibration.slope > 0 and bool(np.isfinite(numbers).all())
 
 
-def fit_calibration(text: Any, factors: Any | None, liked: Bools) -> Calibration:
+def fit_calibration(text: Any, factors: Any | None, liked: Bools, listing: Any | None = None) -> Calibration:
     """Maximum likelihood on held-out rows (R,), of targets just inside 0 and 1.
 
     Stays the identity when there is one label only, or when the logits order the labels backwards; factors that order
     them backwards weigh nothing. Where the text would beside the factors, as when they say nearly the same, their sum
-    has one weight.
+    has one weight. The listing factors are left out unless they add more to the log-likelihood than 1.
     """
     if len(np.unique(liked)) < 2:
         return Calibration()
-    columns = [text] if factors is None else [text, factors]
-    weights, intercept = fit_logistic(np.column_stack(columns), liked, _platt(liked))
-    if len(weights) == 2 and weights[1] < 0:
-        slope, intercept = fit_logistic(np.asarray(text)[:, None], liked, _platt(liked))
-        weights = [slope[0], 0.0]
-    if weights[0] <= 0 and len(weights) == 2 and weights[1] > 0:
-        slope, intercept = fit_logistic((np.asarray(text) + np.asarray(factors))[:, None], liked, _platt(liked))
-        weights = [slope[0], slope[0]]
-    if weights[0] <= 0:
-        return Calibration()
-    return Calibration(weights[0], intercept, weights[1] if len(weights) == 2 else 1.0)
+    plain, loss = _calibrated(text, factors, None, liked)
+    if listing is None or plain == Calibration():
+        return plain
+    level = float(np.mean(listing, dtype=np.float64))
+    found, less = _calibrated(text, factors, np.asarray(listing) - level, liked)
+    gained = len(liked) * (loss - less)
+    return replace(found, level=level) if found.slope > 0 and found.listing > 0 and gained > 1 else plain
+
+
+def _calibrated(text: Any, factors: Any | None, listing: Any | None, liked: Bools) -> tuple[Calibration, float]:
+    """With the log-loss on the same rows."""
+    parts = {"slope": np.asarray(text, dtype=np.float64), "factors": factors, "listing": listing}
+    given = {name: part for name, part in parts.items() if part is not None}
+    found, intercept = _weights(given, liked)
+    if found["slope"] <= 0 < found.get("factors", 0.0):
+        given["slope"] = given["slope"] + given.pop("factors")
+        found, intercept = _weights(given, liked)
+        found["factors"] = found["slope"]
+    if found["slope"] <= 0:
+        return Calibration(), np.inf
+    unknown = 1.0 if factors is None else 0.0
+    told = Calibration(found["slope"], intercept, found.get("factors", unknown), found.get("listing", 0.0))
+    return told, metrics.log_loss(liked, told.probability(text, factors, listing))
+
+
+def _weights(given: Mapping[str, Any], liked: Bools) -> tuple[dict[str, float], float]:
+    """Of each part, and the intercept; what orders the labels backwards beside the text is left out."""
+    weights, intercept = fit_logistic(np.column_stack(list(given.values())), liked, _platt(liked))
+    found = dict(zip(given, weights, strict=True))
+    backwards = [name for name, weight in found.items() if weight < 0 and name != "slope"]
+    if backwards:
+        return _weights({name: part for name, part in given.items() if name not in backwards}, liked)
+    return found, intercept
 
 
 def fit_list_blend(

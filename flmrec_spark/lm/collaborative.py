@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,14 @@ import pyarrow.compute as pc
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.neighbours import Neighbours
 from flmrec_spark.lm.profiles import Profile, Words
+from flmrec_spark.lm.text_map import TextMap
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.intp]
 Bools = npt.NDArray[np.bool_]
 
 RATING, LISTING = "rating", "listing"
-_BLOCK = 4096  # new items whose features are in memory at once
+_SUMMED = 20_000  # items at most that stand for all in a sum over them
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,21 @@ class Factors:
         """(len(items),) float32 of one taste (f,); -1 for an unknown item."""
         return np.asarray(self.vectors(items) @ taste + self.offset[items])
 
+    def log_total(self, taste: Floats) -> float:
+        """ln of the sum of exp(score) over all items that the factors know, by which a score is the log of a share.
+
+        Of more than _SUMMED items so many at even distances stand for all.
+        """
+        vectors, offset, more = self._summed
+        scores = (vectors @ taste + offset).astype(np.float64)
+        return float(np.logaddexp.reduce(scores)) + more
+
+    @cached_property
+    def _summed(self) -> tuple[Floats, Floats, float]:
+        n = min(self.n_items, _SUMMED)
+        places = np.linspace(0, self.n_items - 1, n).astype(np.intp)
+        return self.vectors(places), self.offset[places], math.log(self.n_items / n)
+
 
 def ages(n: int, mix: Any, recency: float) -> Any:
     """Weights of n entries, newest first: (n,)."""
@@ -114,22 +131,6 @@ def ages(n: int, mix: Any, recency: float) -> Any:
 def rows_of(items: Places, is_liked: Bools, n_items: int) -> Places:
     """Rows of `Factors.history`."""
     return np.where(is_liked, items, n_items + items)
-
-
-@dataclass(frozen=True)
-class TextMap:
-    """Factors of a new item from the mean embedding of its tokens, see `text_factors`."""
-
-    weight: Floats  # (D, F + kinds)
-    bias: Floats  # (F + kinds,)
-
-    def says(self, features: Callable[[Places], Floats], rows: Places) -> Floats:
-        """(len(rows), F + kinds); the features (n, D) of some rows at a time."""
-        found = np.zeros((len(rows), len(self.bias)), dtype=np.float32)
-        for start in range(0, len(rows), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            found[part] = features(rows[part]) @ self.weight + self.bias
-        return found
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class Collaborative:
             is_new,
             self._of_profiles(),
             self.taste(np.zeros(0, dtype=np.intp), np.zeros(0)),
+            self.factors[LISTING].log_total if LISTING in self.factors else None,
         )
 
     def _of_profiles(self) -> Bools:
@@ -224,11 +226,24 @@ class ItemFactors:
     is_new: Bools  # (N,) true for an unknown item
     is_profile: Bools  # (F,) true where a user's number is of their profile
     unmet: Floats  # (F,) taste of a user of whom nothing is known
+    log_total: Callable[[Floats], float] | None = None  # of LISTING's own numbers of a taste; None: not learned
+
+    def log_totals(self, tastes: Floats) -> Floats | None:
+        """`log_total` of each of tastes (R, F), float32 (R,); None where lists were not learned."""
+        if self.log_total is None:
+            return None
+        own = slice(*self.spans[LISTING])
+        return np.array([self.log_total(taste[own]) for taste in tastes], dtype=np.float32)
 
     def term(self, kind: str, taste: Floats, items: Any = slice(None)) -> Floats | None:
-        """What a kind adds to the logits of items of one user with the taste (F,); None when it was not learned."""
+        """What a kind says of items to one user with the taste (F,); None when it was not learned.
+
+        RATING: what it adds to the logits. LISTING: that too, as the log of an item's share among those of the factors,
+        which is the same order and says the same of users whose tastes are of different lengths.
+        """
         if kind not in self.spans:
             return None
         start, end = self.spans[kind]
-        place = list(self.spans).index(kind)
-        return np.asarray(self.vectors[items, start:end] @ taste[start:end] + self.offsets[items, place])
+        place, own = list(self.spans).index(kind), taste[start:end]
+        told = self.vectors[items, start:end] @ own + self.offsets[items, place]
+        return np.asarray(told - np.float32(self.log_total(own)) if kind == LISTING and self.log_total else told)

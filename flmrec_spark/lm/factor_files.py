@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm.collaborative import Collaborative, Factors, TextMap
+from flmrec_spark.lm.collaborative import Collaborative, Factors
 from flmrec_spark.lm.grades import Grades
 from flmrec_spark.lm.neighbours import Neighbours
 from flmrec_spark.lm.profiles import Profile
+from flmrec_spark.lm.text_map import TextMap
 
 _ARRAYS = ("history", "target", "offset", "mix")
 _NEAR = ("history", "target", "expected")

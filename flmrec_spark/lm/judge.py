@@ -122,16 +122,15 @@ class Judge:
         blend = rules.new_users if asked.taste.is_new else rules.blend
         chosen: Any = slice(None) if asked.items is None else asked.items
         text = logits[0] + self.scorer.items.bias[chosen] + rules.biases.user.get(asked.user_id, 0.0)
-        rating = blend.calibration.log_odds(text, self._term(RATING, factors, chosen))
+        own = self._term(LISTING, factors, chosen)
+        rating = blend.calibration.log_odds(text, self._term(RATING, factors, chosen), own)
         probability = sigmoid(rating)
         if blend.listing is None:
             return Said(probability, probability, rating, None)
         head = logits[1] if len(logits) > 1 else 0.0
-        own = self._term(LISTING, factors, chosen)
         is_new = 0.0 if self.items is None else self.items.is_new[chosen]
-        listing = blend.listing.log_odds(rating, head, own, is_new)
+        listing = blend.listing.log_odds(rating, head, 0.0 if own is None else own, is_new)
         return Said(sigmoid(listing), probability, rating, listing)
 
-    def _term(self, kind: str, factors: Floats | None, chosen: Any) -> Any:
-        term = None if self.items is None or factors is None else self.items.term(kind, factors, chosen)
-        return 0.0 if term is None else term
+    def _term(self, kind: str, factors: Floats | None, chosen: Any) -> Floats | None:
+        return None if self.items is None or factors is None else self.items.term(kind, factors, chosen)

@@ -10,7 +10,7 @@ from typing import Any
 
 from flmrec_spark.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 NAME = "manifest.json"
 
 _PRETRAINED = {".safetensors", ".json", ".txt", ".model"}

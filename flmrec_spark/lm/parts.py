@@ -22,7 +22,7 @@ class Parts:
     text: Scores  # logit of the rating head with the bias terms
     rating: Scores | Floats | None  # factors
     head: Scores | None  # logit of the listing head
-    listing: Scores | Floats | None  # factors
+    listing: Scores | Floats | None  # factors: the log of an item's share
     is_new: npt.NDArray[np.bool_] | None  # items that the factors have not met
 
     def take(self, places: Any) -> Parts:
@@ -73,6 +73,6 @@ class Lists:
 
     def _scores(self, blend: Blend, parts: Parts) -> Scores:
         assert blend.listing is not None
-        rating = blend.calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
+        rating = blend.calibration.log_odds(parts.text, parts.rating, parts.listing)
         told = (0.0 if part is None else part for part in (parts.head, parts.listing, parts.is_new))
         return blend.listing.log_odds(rating, *told)

@@ -66,6 +66,7 @@ class Teacher:
         items = None if factors is None else text_factors.of_items(factors, *known)
         self.terms = Terms(items, hidden_share=0.0).to(device).eval()
         self.tastes = None if factors is None else tastes_of(factors, self.segmenter)
+        self.log_totals = None if items is None or self.tastes is None else items.log_totals(self.tastes)  # (R,)
         biases = found.biases(of_train=True)
         user = [biases.user.get(user, 0.0) for user in user_ids]
         item = [biases.item.get(item, 0.0) for item in catalog.item_ids]
@@ -79,14 +80,17 @@ class Teacher:
         if self.tastes is not None:
             block = replace(block, factors=self.tastes[step.rows])
         own = step_of(block, step.users, step.items, step.labels, step.rows)
-        text, term = rating_parts(self.model, self.bias, own, self.items, self.terms)
+        text, term, listing = rating_parts(self.model, self.bias, own, self.items, self.terms)
         asked = (step.items >= 0) & self.is_known[np.maximum(step.items, 0)]
         asked &= np.array([prefix is not None for prefix in prefixes])[:, None]
         how = [self.calibrations[not self.sources[row].history] for row in step.rows.tolist()]
-        slope, factors, intercept = (
+        slope, factors, intercept, share, level = (
             torch.tensor([[getattr(one, name)] for one in how], device=text.device)
-            for name in ("slope", "factors", "intercept")
+            for name in ("slope", "factors", "intercept", "listing", "level")
         )
+        if self.log_totals is not None:
+            totals = torch.from_numpy(self.log_totals[step.rows][:, None]).to(text.device)
+            intercept = intercept + share * (listing - totals - level)
         found = torch.sigmoid(slope * text + factors * term + intercept)
         return found.masked_fill(~torch.from_numpy(asked).to(found.device), torch.nan)
 

@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flmrec_spark.lm.collaborative import RATING, Collaborative, Floats, ItemFactors, Places, TextMap
+from flmrec_spark.lm.collaborative import RATING, Collaborative, Floats, ItemFactors, Places
 from flmrec_spark.lm.mean_embeddings import features
+from flmrec_spark.lm.text_map import TextMap
 from flmrec_spark.lm.token_block import TokenBlock
 
 _FEWEST = 20  # items below which nothing is learned

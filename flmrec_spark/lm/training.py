@@ -84,10 +84,13 @@ def step_logits(
 
 def rating_parts(
     model: SegmentedModel, bias: BiasTerms, step: Step, catalog: TokenBlock, terms: Terms
-) -> tuple[Tensor, Tensor | float]:
-    """What the rating of `step_logits` is the sum of: the language model with the bias terms, and the factors."""
+) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    """The language model with the bias terms, and the factors of ratings and of lists, (B, G + K) each.
+
+    The first two make the rating of `step_logits`.
+    """
     text, _, shown, grid = _step_parts(model, bias, step, catalog, 0.0, terms)
-    return text, shown.term(RATING, grid)
+    return text, shown.term(RATING, grid), shown.term(LISTING, grid)
 
 
 def _step_parts(

@@ -77,10 +77,10 @@ class Validation:
     def _fitted(self, asked: Bools, drawn: Bools, users: Bools, *, otherwise: Blend | None = None) -> Blend:
         """On some rows; a part that they say nothing of is as in `otherwise`."""
         parts, given = self.asked.take(asked), otherwise or Blend(Calibration(), None)
-        calibration = fit_calibration(parts.text, parts.rating, self.labels[asked] > 0.5)
+        calibration = fit_calibration(parts.text, parts.rating, self.labels[asked] > 0.5, parts.listing)
         calibration = given.calibration if calibration == Calibration() else calibration
         parts, sides = self.drawn.take(drawn), (self.is_relevant[drawn], self.weights[drawn])
-        rating = calibration.log_odds(parts.text, 0.0 if parts.rating is None else parts.rating)
+        rating = calibration.log_odds(parts.text, parts.rating, parts.listing)
         whole = {"rating": rating, "head": parts.head, "factors": parts.listing}
 
         def fit(names: Names) -> ListBlend | None:

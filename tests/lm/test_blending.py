@@ -145,3 +145,29 @@ def test_of_a_list_blend_each_part_may_go_but_the_last_of_lists() -> None:
     assert letters("rhf") == ["hf", "rf", "rh"]  # of equally good ones the first is taken: the rating goes first
     assert (letters("hf"), letters("rf"), letters("rh")) == (["f", "h"], ["f"], ["h"])
     assert (letters("f"), letters("h")) == ([], [])
+
+
+def test_the_listing_factors_are_part_of_the_probability_where_they_say_more_than_they_cost():
+    random = np.random.default_rng(9)
+    text, factors, share = random.normal(size=(3, N))
+    share = share - 6
+    liked = random.random(N) < sigmoid(text + factors + 0.1 * (share + 6) + 0.25)
+    found = fit_calibration(text, factors, liked, share)
+    assert (found.slope, found.factors, found.listing) == pytest.approx((1.0, 1.0, 0.1), abs=0.06)
+    assert found.level == pytest.approx(share.mean())
+    assert found.intercept == pytest.approx(0.25, abs=0.04)  # what is told of a pair whose share nobody knows
+    np.testing.assert_allclose(
+        found.log_odds(text, factors, share), found.log_odds(text, factors) + found.listing * (share - found.level)
+    )
+    assert fit_calibration(text, factors, liked) == fit_calibration(text, factors, liked, -share)
+
+
+def test_few_rows_of_noise_add_no_listing_factors():
+    random = np.random.default_rng(10)
+    n_added = 0
+    for _ in range(100):
+        text, share = random.normal(size=(2, 200))
+        liked = random.random(200) < sigmoid(text)
+        n_added += fit_calibration(text, None, liked, share).listing > 0
+    # Twice the gain is chi-squared of one degree, above 2 for 16 % of noise, and half of that counts forwards
+    assert 2 <= n_added <= 16

@@ -187,7 +187,7 @@ def test_a_folder_that_is_not_there_or_foreign_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ['{"format": 1, "files": {}, "digest": "x"}', '{"name": "web app"}', "[]", "{"])
 def test_another_format_is_refused(folder, content):
     (folder / manifest.NAME).write_text(content)
-    with pytest.raises(CheckpointError, match=r"manifest.json: (got format .* expected 2|damaged)"):
+    with pytest.raises(CheckpointError, match=r"manifest.json: (got format .* expected 3|damaged)"):
         checkpoint.load(folder)
 
 
@@ -274,6 +274,25 @@ def test_a_pretrained_folder_without_a_tokenizer_is_refused(tmp_path):
         checkpoint.load_tokenizer(model)
     with pytest.raises(CheckpointError, match="not found, expected a folder with a tokenizer"):
         checkpoint.load_tokenizer(tmp_path / "nowhere")
+
+
+def test_a_tokenizer_of_sentencepiece_alone_loads_and_is_kept_as_json(tmp_path):
+    import sentencepiece
+
+    (tmp_path / "texts").write_text("the quick brown fox jumps 喜欢 这部 电影\n" * 50, encoding="utf-8")
+    trainer = {"model_prefix": str(tmp_path / "spiece"), "vocab_size": 60, "hard_vocab_limit": False}
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(input=str(tmp_path / "texts"), minloglevel=2, **trainer, **ids)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "spiece.model").rename(folder / "spiece.model")
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    found = checkpoint.load_tokenizer(folder)
+    asked = "the fox 喜欢 电影"
+    assert found.decode(found(asked)["input_ids"]) == f"{asked}</s>"
+    found.save_pretrained(tmp_path / "kept")
+    assert (tmp_path / "kept/tokenizer.json").is_file()
+    assert checkpoint.load_tokenizer(tmp_path / "kept")(asked) == found(asked)
 
 
 def test_a_save_that_fails_leaves_the_old_one(folder, monkeypatch):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flmrec_spark.config import CollaborativeConfig, FactorTrainingConfig
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import factor_files, factor_training
+from flmrec_spark.lm import collaborative, factor_files, factor_training
 from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors
 from flmrec_spark.lm.factor_validation import Question, measured
 from flmrec_spark.lm.sequences import Sequences
@@ -55,10 +55,27 @@ def test_kinds_stand_behind_each_other_and_give_the_terms_of_each_alone():
     taste = found.taste(np.array([1, -1, 0, 2]), np.array([True, True, False, True]))  # the unknown one is no entry
     for kind, factors in found.factors.items():
         own = factors.taste(np.array([1, 0]), np.array([True, False]))  # the two newest that are known
-        np.testing.assert_allclose(items.term(kind, taste), factors.scores(own, places), rtol=1e-6)
-        np.testing.assert_allclose(items.term(kind, taste, np.array([2])), factors.scores(own, places[2:]), rtol=1e-6)
+        expected = factors.scores(own, places)
+        if kind == LISTING:
+            every = factors.scores(own, np.arange(factors.n_items)).astype(float)
+            expected = expected - np.log(np.exp(every).sum())
+        np.testing.assert_allclose(items.term(kind, taste), expected, rtol=1e-6)
+        np.testing.assert_allclose(items.term(kind, taste, np.array([2])), expected[2:], rtol=1e-6)
     assert items.vectors[1].tolist() == [0, 0, 0, 0]
     assert items.term("nothing", taste) is None
+
+
+def test_of_many_items_some_stand_for_all_in_a_sum(monkeypatch: pytest.MonkeyPatch):
+    random = np.random.default_rng(1)
+    target = np.append(random.normal(size=(9000, 2)), [[0, 0]], axis=0).astype(np.float32)
+    many = Factors(
+        np.zeros((18000, 2), dtype=np.float32), target, random.normal(size=9001).astype(np.float32), HAND.mix, 5.0
+    )
+    taste = np.array([0.5, -1.0], dtype=np.float32)
+    exact = np.log(np.exp(many.scores(taste, np.arange(9000)).astype(float)).sum())
+    assert many.log_total(taste) == pytest.approx(exact, abs=1e-5)
+    monkeypatch.setattr(collaborative, "_SUMMED", 3000)
+    assert 0 < abs(replace(many).log_total(taste) - exact) < 0.1
 
 
 def test_what_is_saved_is_read_back_and_damage_is_named(tmp_path: Path):

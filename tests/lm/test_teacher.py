@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm import checkpoint, manifest
 from flmrec_spark.lm.blending import Calibration
 from flmrec_spark.lm.finetuning import finetune, fingerprint
+from flmrec_spark.lm.judge import Asked, Judge, Rules
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.scorer import Scorer
@@ -78,6 +80,41 @@ def test_a_teacher_says_of_a_pair_what_it_would_be_scored(world):
         item = np.array([biases.item[own.data.catalog.item_ids[place]] for place in asked])
         expected = Calibration(0.5, -1.0).probability(logits + user + item)
         np.testing.assert_allclose(got[row][step.items[row] >= 0], expected, atol=1e-5)
+
+
+def test_a_teacher_with_factors_says_what_a_judge_says_with_the_share_that_lists_give_an_item(world):
+    factors = {"epochs": 2, "rows_per_step": 8, "learning_rate": 0.02}
+    own = {"dimension": 4, "history_length": 5, "neighbours": 3}
+    finetune(tiny_config(world, model={"collaborative": own}, finetune={"factors": factors, "ranking_weight": 0.2}))
+    shutil.rmtree(world / "teacher")
+    (world / "checkpoint").rename(world / "teacher")
+    told = world / "teacher" / "calibration.json"
+    rating = asdict(Calibration(0.5, -1.0, 0.8, 0.6, -2.0))
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"rating": rating, "new_users": None}))
+    (world / "teacher" / manifest.NAME).unlink()
+    manifest.write(world / "teacher")
+    student = trainer(taught(world, 0.5))
+    found, data = checkpoint.load(world / "teacher"), student.data
+    segmenter, model, rules = found.segmenter(), found.model(), Rules.of(found, of_train=True)
+    ids, items = data.catalog.ids(), segmenter.block(segmenter.items(data.catalog.fields))
+    known = rules.of_items(ids, items, model)
+    assert rules.factors is not None and known is not None
+    scorer = Scorer(model, items, item_bias=rules.item_bias(data.catalog.item_ids))
+    judge, place = Judge(scorer, rules, known, rules.factors.places(ids)), data.catalog.item_ids.index
+    steps = [step for step in student.steps() if all(data.train.sources[row].history for row in step.rows)]
+    step = steps[0]
+    assert student.teacher is not None
+    got = student.teacher.probabilities(step).numpy()
+    for row, user in enumerate(step.users):
+        source = data.train.sources[step.rows[row]]
+        prompt, history = segmenter.user(source.profile, source.history), source.history
+        assert prompt is not None
+        places = np.array([place(entry.item["item_id"]) for entry in history], dtype=np.intp)
+        words = segmenter.profiles([source.profile])[0]
+        taste = judge.taste(places, [one.is_liked for one in history], [one.value for one in history], words)
+        asked = step.items[row][step.items[row] >= 0].astype(np.intp)
+        said = judge.says(Asked(prompt.ids, data.user_ids[user], taste, asked))
+        np.testing.assert_allclose(got[row][step.items[row] >= 0], said.probability, atol=1e-5)
 
 
 def distance(config: Config) -> tuple[float, float]:

@@ -14,13 +14,14 @@ from sklearn.linear_model import Ridge
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError
 from flmrec_spark.lm import checkpoint, dataset, factor_files, mean_embeddings, text_factors
-from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, ItemFactors, TextMap
+from flmrec_spark.lm.collaborative import LISTING, RATING, Collaborative, Factors, ItemFactors
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.judge import Rules
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.segments import FACTORS
 from flmrec_spark.lm.terms import Terms
+from flmrec_spark.lm.text_map import TextMap
 from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.lm.training import BiasTerms

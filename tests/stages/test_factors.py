@@ -43,8 +43,8 @@ BIASES = Biases({"ann": 0.5}, {item: 0.05 * place for place, item in enumerate(I
 TRAIN_BIASES = Biases({"ann": -0.75, "bob": 0.25}, {item: -0.5 * place for place, item in enumerate(ITEMS)})
 GRADES = Grades.of([5.0, 8.0, 1.0, 0.5], [True, True, False, False])
 LABELS = {(True, 5.0): 0.75, (False, 1.0): 0.25}
-RATING, LISTING = Calibration(0.7, -0.2, 0.9), ListBlend(0.4, 0.8, 1.1, -0.3, 0.6)
-NEW_USERS = Blend(Calibration(1.3, 0.4, 0.2), ListBlend(0.7, 0.1, 1.9, 0.2, -0.5))
+RATING, LISTING = Calibration(0.7, -0.2, 0.9, 0.25, -2.0), ListBlend(0.4, 0.8, 1.1, -0.3, 0.6)
+NEW_USERS = Blend(Calibration(1.3, 0.4, 0.2, 0.15, -1.5), ListBlend(0.7, 0.1, 1.9, 0.2, -0.5))
 
 
 def factors(seed: int, n_items: int) -> Factors:
@@ -170,6 +170,9 @@ def by_hand(found: Checkpoint, user_id: str, whole: Collaborative, biases: Biase
     assert segment is not None and segment.ids.count(FACTORS) == 1
     words = segmenter.tokenizer(segmenter.template.render_user({"age": age}), add_special_tokens=False)["input_ids"]
     tastes = {kind: taste_by_hand(one, history, words) for kind, one in whole.factors.items()}
+    listing = whole.factors["listing"]
+    every = [vector_by_hand(listing, place) @ tastes["listing"] + listing.offset[place] for place in range(len(ids))]
+    total = math.log(sum(map(math.exp, every)))
     user = Segment(*_padded(segment.ids), torch.tensor(np.concatenate(list(tastes.values()))[None]).float())
     result = {}
     for item, row in rows.items():
@@ -189,9 +192,10 @@ def by_hand(found: Checkpoint, user_id: str, whole: Collaborative, biases: Biase
         terms = {
             k: float(vector_by_hand(one, place) @ tastes[k] + one.offset[place]) for k, one in whole.factors.items()
         }
+        terms["listing"] -= total
         text = float(model.rating(hidden, pooled)) + biases.user.get(user_id, 0.0) + biases.item.get(item, 0.0)
-        a, b, d = (0.7, 0.9, -0.2) if entries else (1.3, 0.2, 0.4)
-        rating = a * text + b * terms["rating"] + d
+        a, b, d, e, f = (0.7, 0.9, -0.2, 0.25, -2.0) if entries else (1.3, 0.2, 0.4, 0.15, -1.5)
+        rating = a * text + b * terms["rating"] + d + e * (terms["listing"] - f)
         a, b, d, e, f = (0.4, 0.8, 1.1, -0.3, 0.6) if entries else (0.7, 0.1, 1.9, 0.2, -0.5)
         listing = a * rating + b * float(model.listing(hidden, pooled)) + d * terms["listing"] + e
         listing += f * (item not in KNOWN)
