@@ -286,6 +286,11 @@ def empty_items(folder: Path) -> None:
     DeltaTable(str(folder / "tables/items")).delete()
 
 
+def without_a_user(folder: Path) -> None:
+    """As a prepare leaves the tables that is killed between interactions and users."""
+    DeltaTable(str(folder / "tables/users")).delete(f"user_id = '{sorted(LISTED_USERS - {COLD})[0]}'")
+
+
 def foreign_table(folder: Path) -> None:
     spark = SparkSession.getActiveSession()
     assert spark is not None
@@ -298,6 +303,8 @@ def foreign_table(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder / "checkpoint"), (), 4, "CheckpointError: .*manifest.json: not found"),
         (lambda folder: shutil.rmtree(folder / "tables/users"), (), 3, "InputError: table users: not found at"),
         (empty_items, (), 3, "InputError: items: got 0 of which none may be listed"),
+        (without_a_user, (), 3, "InputError: table users: lacks ids that interactions name; run jobs/prepare.py again"),
+        (without_a_user, ("score.strategy=item_knn",), 3, "InputError: table users: lacks ids that interactions name"),
         (foreign_table, (), 7, "ConflictError: table recommendations: the table at"),
         (None, ("score.item_filter=in_stock = true",), 2, "ConfigError: score.item_filter: got 'in_stock = true'"),
         (None, ("score.item_filter='false'",), 3, "InputError: items: got 18 of which none may be listed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def test_a_named_run_with_other_settings_is_refused(
     assert main([*named, "evaluate.k=[1]"]) == 7
     assert "run it's mine: it has measured other inputs or settings" in capsys.readouterr().err
     assert main(named) == 0
+
+
+def test_a_table_of_somebody_else_is_told_of_before_anything_is_scored(
+    main: Callable[[Sequence[str]], int],
+    config: Path,
+    tables: Tables,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("interactions", "items", "users"):
+        shutil.copytree(f"{tables.config.root}/{name}", tmp_path / "tables" / name)
+    tables.spark.range(3).write.format("delta").save(str(tmp_path / "tables/evaluation"))
+    own = [f"tables.root={tmp_path}/tables", "tables.database=evaluate_of_others", f"checkpoint={tmp_path}/nowhere"]
+    assert main(["--config", str(config), *own]) == 7
+    assert "ConflictError: table evaluation: the table at" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_baseline_that_is_not_there_is_told_at_once(
