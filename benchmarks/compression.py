@@ -62,8 +62,9 @@ def arms(config: Config) -> list[Arm]:
 
 
 def native_precisions() -> list[str]:
-    """fp32, bf16, and int8 where there is a compiler for its kernel."""
-    return ["fp32", "bf16", *(["int8"] if native.build() else [])]
+    """fp32, bf16, and int8 where there is a compiler for its kernel and a CPU that multiplies bytes."""
+    kernel = native.load(native.build())
+    return ["fp32", "bf16", *(["int8"] if kernel is not None and kernel.multiplies_bytes else [])]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -96,7 +96,7 @@ class Run:
             for precision in self.precisions:
                 if precision != "int8":
                     yield from self.own_form(load(name, folder), join, layer, precision, None)
-                if self.kernel is not None:
+                if self.kernel is not None and (precision != "int8" or self.kernel.multiplies_bytes):
                     yield from self.own_form(load(name, folder), join, layer, precision, self.kernel)
 
     def own_form(

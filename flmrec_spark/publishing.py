@@ -61,12 +61,18 @@ def is_broken(job: Job) -> bool:
     return bool(audit.broken(job.counts, job.config.score))
 
 
-def judge(job: Job) -> None:
-    """Raises AuditError, naming every fault at once, when the lists must not be published."""
+def judge(job: Job, staged: DataFrame, refused_items: DataFrame) -> None:
+    """Raises AuditError, naming every fault at once and who is refused why, when the lists must not be published."""
     config = job.config.score
     if config.diversity.caps and job.counts["short_lists"]:
         log.warning("score: %s lists are short, as no item left fits the caps", f"{job.counts['short_lists']:,}")
     n_rejected = job.counts["items_rejected"]
     found = audit.faults(job.counts, config, n_items=job.counts["items"] + n_rejected, n_rejected_items=n_rejected)
     if found:
+        found = [*found, *_reasons("users", top_n.without_list(staged)), *_reasons("items", refused_items)]
         raise AuditError(f"run {job.run_id} is not published, the table is as it was: {'; '.join(found)}")
+
+
+def _reasons(name: str, refused: DataFrame) -> list[str]:
+    rows = refused.groupBy(c.REASON).count().orderBy(F.desc("count"), c.REASON).collect()
+    return [f"{name} refused: " + ", ".join(f"{row['count']:,} as {row[c.REASON]}" for row in rows)] if rows else []

@@ -23,6 +23,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import PrepareConfig, Source
 from flmrec_spark.errors import InputError, RejectedError
 from flmrec_spark.job import Job, run
+from flmrec_spark.stages import doubts
 from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_users, items_of, users_of
 from flmrec_spark.stages.examples import build_examples
 from flmrec_spark.stages.interactions import clean_interactions
@@ -169,10 +170,17 @@ def _expect_few_rejects(cleaned: Sequence[Cleaned], config: PrepareConfig) -> No
             reasons = ", ".join(f"{n} {reason}" for reason, n in _by_count(one.refused))
             raise RejectedError(
                 f"prepare.{one.name}: refused {one.rejected} of {one.rows_in} rows ({reasons}), expected at most "
-                f"prepare.max_reject_share = {config.max_reject_share}; see the table rejects; nothing else changed"
+                f"prepare.max_reject_share = {config.max_reject_share}; see the table rejects{_cure(one)}; "
+                "nothing else changed"
             )
         if one.kept == 0:
             raise InputError(f"prepare.{one.name}: all {one.rows_in} rows were refused; see the table rejects")
+
+
+def _cure(one: Cleaned) -> str:
+    named = {"unreadable timestamp": "prepare.timestamp_format", "text too long": "prepare.max_text_chars"}
+    most = _by_count(one.refused)[0][0]
+    return f" and {named[most]}" if most in named else ""
 
 
 def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
@@ -203,16 +211,9 @@ def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
         job.counts |= {"interactions": n_rows, "items": items.count(), "users": users.count()}
         job.counts["repeats"] = next(one.kept for one in cleaned if one.name == "interactions") - n_rows
         job.counts["examples"] = sum(n for (n,) in asked.values())
-        _tell_of_one_label(interactions, n_rows, n_liked)
+        doubts.tell_of_one_label(interactions, n_rows, n_liked)
+        doubts.tell_of_odd_times(interactions)
     return {split: (*rows.get(split, (0, 0, 0)), *asked.get(split, (0,))) for split in c.SPLITS}
-
-
-def _tell_of_one_label(interactions: DataFrame, n_rows: int, n_liked: int) -> None:
-    """A threshold that was forgotten, or is of another scale, shows here and not after a training."""
-    if not n_liked:
-        log.warning("prepare: no interaction is liked; see prepare.liked_at_least")
-    elif n_liked == n_rows and not interactions.where(F.col(c.RATING).isNotNull()).isEmpty():
-        log.warning("prepare: every interaction is liked, whatever its rating; see prepare.liked_at_least")
 
 
 def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> None:

@@ -84,7 +84,7 @@ def score(job: Job) -> None:
             staged = _counted(job, *counted)
         with job.timed("write", "rejects"):
             publishing.write_rejects(job, staged, refused_items)
-        publishing.judge(job)
+        publishing.judge(job, staged, refused_items)
         with job.timed("write", "publish"):
             if state != scoring.PUBLISHED:
                 job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)

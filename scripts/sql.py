@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     spark = None
     owns_session = SparkSession.getActiveSession() is None
     try:
-        spark = session(TablesConfig(root=None, metastore="build/metastore"), app_name="flmrec sql")
+        spark = session(TablesConfig(root=None, metastore=arguments.metastore), app_name="flmrec sql")
         if any(_SCORE in statement.lower() for statement in arguments.statements):
             tables = Tables(spark, TablesConfig(root=None, database=arguments.database))
             register_functions(spark, tables, Path(arguments.checkpoint))
@@ -96,6 +96,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="build/demo/checkpoint",
         metavar="FOLDER",
         help="model behind flmrec_score(user_text, item_text) (build/demo/checkpoint)",
+    )
+    parser.add_argument(
+        "--metastore", default="build/metastore", metavar="FOLDER", help="tables.metastore (build/metastore)"
     )
     parser.add_argument("--database", default="default", metavar="NAME", help="its items and users (default)")
     parser.add_argument("--traceback", action="store_true", help="show the stack trace of an error")

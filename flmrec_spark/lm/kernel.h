@@ -183,6 +183,19 @@ INLINE void product(vec sum[ROWS][2], const float *left, long step, const float 
     }
 }
 
+#ifdef __clang__
+INLINE vec shuffled(vec a, vec b, ints from)
+{
+    vec x;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        x[i] = from[i] < LANES ? a[from[i]] : b[from[i] - LANES];
+    return x;
+}
+#else
+#define shuffled __builtin_shuffle
+#endif
+
 /* Rows become columns, 16 x 16. */
 INLINE void transpose(vec x[LANES])
 {
@@ -198,8 +211,8 @@ INLINE void transpose(vec x[LANES])
         for (int i = 0; i < LANES; i++)
             if (!(i & n)) {
                 vec a = x[i], b = x[i + n];
-                x[i] = __builtin_shuffle(a, b, low);
-                x[i + n] = __builtin_shuffle(a, b, high);
+                x[i] = shuffled(a, b, low);
+                x[i + n] = shuffled(a, b, high);
             }
     }
 }

@@ -43,6 +43,8 @@ LEVELS = {
 }
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _COMMON = ("-O2", "-ffp-contract=fast", "-shared", "-fPIC")
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+_BUILDING = Lock()
 _WIDTH = 16  # numbers of a head: a multiple of it
 _SYMBOLS = {torch.float32: "attend_fp32", torch.bfloat16: "attend_bf16"}
 _SEGMENT_SYMBOLS = {torch.float32: "attend_segments_fp32", torch.bfloat16: "attend_segments_bf16"}
@@ -73,20 +75,19 @@ def _build() -> Built | None:
     for level in cpu_levels():
         command = [*compiler, *_COMMON, *LEVELS[level][1], "-o", str(file), *_SOURCES]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):  # a compiler too old for the level
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as fault:  # a compiler too old for the level
+            told = str(getattr(fault, "stderr", None) or fault).splitlines()
+            told = [line for line in told if "error" in line] or told
+            log.info("the kernel in C: %s does not compile it for %s: %s", compiler[0], level, told[0])
             continue
         return Built(level, file)
+    log.warning("the kernel in C is not there, which makes scoring slower: %s compiles it for no such CPU", compiler[0])
     return None
 
 
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
-_BUILDING = Lock()
-
-
 def _compiler() -> list[str] | None:
-    named = shlex.split(os.environ.get("CC", ""))
-    if named:
+    if named := shlex.split(os.environ.get("CC", "")):
         return named
     found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     return [found] if found else None
@@ -101,8 +102,7 @@ def cpu_levels() -> list[str]:
 
 def bundled(folder: Path) -> Built | None:
     """The library that lies in a folder under its level's name, as `bundled_name` gives it."""
-    found = [Built(level, file) for level in LEVELS if (file := folder / bundled_name(level)).is_file()]
-    return found[0] if found else None
+    return next((Built(one, file) for one in LEVELS if (file := folder / bundled_name(one)).is_file()), None)
 
 
 def bundled_name(level: str) -> str:

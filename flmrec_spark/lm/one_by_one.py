@@ -57,7 +57,9 @@ class OneByOne:
         index = None if items is None else torch.from_numpy(items).to(self.device)
         if self.model.is_two_towers:
             hidden = states.hidden[:, 0] if index is None else states.hidden[index, 0]
-            return heads_of(self.model, hidden, user.pooled)
+            logits = torch.empty(n_heads, len(hidden), device=self.device)
+            self.last_blocks.run(len(hidden), self._dots(hidden, user, logits))
+            return logits
         if self.is_last and index is not None:
             states = (self.fused or self.attention).take(states, index)
         if self.fused is not None:
@@ -79,6 +81,17 @@ class OneByOne:
             grid = torch.arange(start, stop, device=self.device) if index is None else index[start:stop]
             hidden = self.model.joined(user, items, grid[None])[0]
             logits[:, start:stop] = heads_of(self.model, hidden, user.pooled)
+
+        return score_block
+
+    def _dots(self, hidden: Tensor, user: UserStates, logits: Tensor) -> Work:
+        """As `_layers`, of two towers' last hidden states (n, D)."""
+        of_user = [head.of_user(user.pooled[0]) for head in self.model.heads]
+
+        def score_block(start: int, stop: int) -> None:
+            own = hidden[start:stop].float()
+            for row, (direction, constant) in enumerate(of_user):
+                torch.addmv(constant, own, direction, out=logits[row, start:stop])
 
         return score_block
 

@@ -180,8 +180,9 @@ def _free_of_cgroup(root: Path) -> float:
 
 def _cache(used: Path) -> int:
     """Bytes of the page cache, which count as used and are given up when memory is wanted."""
-    lines = (used.parent / "memory.stat").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.split()[0] in ("inactive_file", "total_inactive_file"))
+    told = dict(line.split()[:2] for line in (used.parent / "memory.stat").read_text().splitlines())
+    # The first version has both, of which the total one is of the groups within too.
+    return int(told.get("total_inactive_file", told.get("inactive_file", 0)))
 
 
 def _meta(folder: str) -> nn.Module:

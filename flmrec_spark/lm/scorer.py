@@ -126,7 +126,7 @@ class Scorer:
     def head_logits(self, user: list[int], *, items: Index | None = None, factors: Floats | None = None) -> Scores:
         """`logits` of every head of the model, `rating` first: float64 (heads, N) or (heads, len(items))."""
         if self.model.join == "full":
-            asked = self.items.tokens if items is None else self.items.tokens.take(items)
+            asked = self.items.tokens if items is None else self.items.tokens.take(items, in_same_width=True)
             return self._pair_logits(user, asked, factors)
         if self.batches is not None:
             own = self.batches if items is None else self.batches.take(torch.from_numpy(items).to(self.device))
@@ -156,7 +156,7 @@ class Scorer:
         result = np.zeros((len(self.model.heads), len(items)))
 
         def score_block(start: int, stop: int) -> None:
-            block = Segment.of(items.take(np.arange(start, stop)), self.device)
+            block = Segment.of(items.part(start, stop), self.device)  # its width decides the last bits of a sum
             if states is None:
                 hidden, pooled = self.model.pair(segment.repeated(stop - start), block)
             else:

@@ -21,11 +21,12 @@ class TokenBlock:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def take(self, index: npt.NDArray[np.intp]) -> TokenBlock:
-        """The rows of an index, padded to the longest among them."""
+    def take(self, index: npt.NDArray[np.intp], *, in_same_width: bool = False) -> TokenBlock:
+        """The rows of an index, padded to the longest among them, or as they are."""
         lengths = self.lengths[index]
         factors = None if self.factors is None else self.factors[index]
-        return TokenBlock(self.ids[index, : lengths.max(initial=1)], lengths, factors)
+        width = self.ids.shape[1] if in_same_width else lengths.max(initial=1)
+        return TokenBlock(self.ids[index, :width], lengths, factors)
 
     def part(self, start: int, stop: int) -> TokenBlock:
         """Rows start .. stop - 1 in the same width."""

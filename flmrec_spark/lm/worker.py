@@ -156,8 +156,7 @@ def _scorer(
     means: Means,
 ) -> Scorer:
     if model.join != "full" and not states.exists():
-        encoder = Scorer(model, tokens.take(np.arange(0)), **means)
-        item_states.make(tokens, states, encode=encoder.encode, write=encoder.save_states)
+        _make_states(model, tokens, states, means)
     # The first process maps the file too: where a tensor lies in memory decides the last bits of a product.
     return Scorer(
         model,
@@ -167,6 +166,12 @@ def _scorer(
         **means,
         states=None if model.join == "full" else states,
     )
+
+
+def _make_states(model: SegmentedModel, tokens: TokenBlock, states: Path, means: Means) -> None:
+    # On its own, so that the encoder's copy of the weights is gone before the scorer makes its own.
+    encoder = Scorer(model, tokens.take(np.arange(0)), **means)
+    item_states.make(tokens, states, encode=encoder.encode, write=encoder.save_states)
 
 
 def use_device(device: str) -> None:
@@ -180,10 +185,11 @@ def device_of(addresses: Sequence[str] | None, visible: str | None) -> str:
 
     Args:
       addresses: GPU addresses that Spark gave the task; none from a local master; None when it asked for none.
-      visible: CUDA_VISIBLE_DEVICES: torch counts what it names, so an address is looked up in it.
+      visible: CUDA_VISIBLE_DEVICES: torch counts what it names, so an address is looked up in it; one that is not
+        there counts among them.
 
     Raises:
-      EnvironmentFault: a GPU was asked for and none is there.
+      EnvironmentFault: a GPU was asked for and none is there, or the address is none of them.
     """
     if addresses is None:
         return "cpu"
@@ -195,5 +201,13 @@ def device_of(addresses: Sequence[str] | None, visible: str | None) -> str:
         if not visible.strip():
             raise EnvironmentFault("CUDA_VISIBLE_DEVICES: got nothing, expected a device for score.gpus_per_task")
         named = [name.strip() for name in visible.split(",")]
-        return f"cuda:{named.index(addresses[0])}" if addresses and addresses[0] in named else "cuda:0"
+        if not addresses:
+            return "cuda:0"
+        if addresses[0] in named:
+            return f"cuda:{named.index(addresses[0])}"
+        if addresses[0].isdigit() and int(addresses[0]) < len(named):
+            return f"cuda:{int(addresses[0])}"
+        if len(named) == 1:  # a container shows its own alone
+            return "cuda:0"
+        raise EnvironmentFault(f"CUDA_VISIBLE_DEVICES: got {visible}, expected Spark's GPU {addresses[0]} among them")
     return f"cuda:{int(addresses[0])}" if addresses else "cuda:0"

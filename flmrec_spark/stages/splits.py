@@ -5,13 +5,15 @@ k/n <= 1 - test_share, else test; so a user with one row is a test user without 
 all rows by time, rows at a cut going to the later split, so no train row is at or after a valid row's time.
 leave_last_out: a user's last row is test, the one before valid; users of fewer than three rows are all train.
 random: by a seeded hash of the row. cold_users, cold_items: by a seeded hash of the user or item, so that whoever or
-whatever is held out has no row in an earlier split. column: as the source says.
+whatever is held out has no row in an earlier split. column: as the source says; where that has no valid row, the
+last valid_share of each user's train rows are, as fine-tuning stops and calibrates by some.
 
 By hash, a share is met on average: of a few dozen users or items none may be held out.
 """
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 
 from pyspark.sql import Column, DataFrame, Window
@@ -19,6 +21,8 @@ from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import SplitConfig
+
+log = logging.getLogger("flmrec")
 
 _HASHED = {"random": (c.USER_ID, c.ITEM_ID, c.MOMENT), "cold_users": (c.USER_ID,), "cold_items": (c.ITEM_ID,)}
 _HASH_STEPS = 2**53
@@ -45,7 +49,7 @@ def with_moments(interactions: DataFrame, *, seed: int) -> DataFrame:
 def with_splits(interactions: DataFrame, config: SplitConfig) -> DataFrame:
     """Sets `split`; needs `moment`, unique with user_id and item_id."""
     if config.by == "column":
-        return interactions
+        return _with_valid(interactions, config)
     if config.by == "global_time":
         return _by_global_time(interactions, config)
     if config.by in _HASHED:
@@ -62,6 +66,22 @@ def with_splits(interactions: DataFrame, config: SplitConfig) -> DataFrame:
     return numbered.withColumn(c.SPLIT, by).drop("row:k", "row:n")
 
 
+def _with_valid(interactions: DataFrame, config: SplitConfig) -> DataFrame:
+    if not config.valid_share or not interactions.where(F.col(c.SPLIT) == c.VALID).isEmpty():
+        return interactions
+    log.warning(
+        "prepare.split: no row is valid: the last %g of each user's train rows are, for fine-tuning to stop and "
+        "calibrate by; prepare.split.valid_share says how much",
+        config.valid_share,
+    )
+    of_train = Window.partitionBy(c.USER_ID, c.SPLIT)
+    k = F.row_number().over(of_train.orderBy(c.MOMENT, c.ITEM_ID)).cast("long")
+    share = 1 - _fraction(config.valid_share)
+    stays = (F.col(c.SPLIT) != c.TRAIN) | _is_within(F.col("row:k"), F.col("row:n"), share=share)
+    numbered = interactions.withColumns({"row:k": k, "row:n": F.count(F.lit(1)).over(of_train)})
+    return numbered.withColumn(c.SPLIT, F.when(stays, F.col(c.SPLIT)).otherwise(c.VALID)).drop("row:k", "row:n")
+
+
 def _by_share(k: Column, n: Column, *, config: SplitConfig) -> Column:
     train, early = _cuts(config)
     return F.when(_is_within(k, n, share=train), c.TRAIN).when(_is_within(k, n, share=early), c.VALID).otherwise(c.TEST)
@@ -73,10 +93,12 @@ def _last_out(k: Column, n: Column) -> Column:
 
 def _cuts(config: SplitConfig) -> tuple[Fraction, Fraction]:
     """Share of train, and of train and valid; as written in the config, which in binary 0.1 is not."""
-    valid, test = (
-        Fraction(str(share)).limit_denominator(1_000_000) for share in (config.valid_share, config.test_share)
-    )
+    valid, test = _fraction(config.valid_share), _fraction(config.test_share)
     return 1 - valid - test, 1 - test
+
+
+def _fraction(share: float) -> Fraction:
+    return Fraction(str(share)).limit_denominator(1_000_000)
 
 
 def _is_within(k: Column, n: Column, *, share: Fraction) -> Column:

@@ -157,7 +157,10 @@ def _standard(
     source: Source, name: str, *, theirs: Sequence[str], required: Sequence[str], optional: Sequence[str]
 ) -> dict[str, str]:
     """Standard column -> column of the source."""
-    chosen = {}
+    chosen: dict[str, str] = {}
+    hint = ""
+    if source.format in OPTIONS and source.options.get("header", True) is True:
+        hint = f"; of a file without a header, set {name}.options.header: false and name _c0, _c1 .."
     for ours in (*required, *(column for column in optional if column not in required)):
         column = source.columns.get(ours, ours)
         if column in theirs:
@@ -165,7 +168,12 @@ def _standard(
         elif ours in required or ours in source.columns:
             raise InputError(
                 f"{name}: got no column {column!r}, expected one for {ours} (set {name}.columns.{ours}); "
-                f"{source.place} has {_listed(theirs)}"
+                f"{source.place} has {_listed(theirs)}{hint}"
+            )
+    for column in chosen.values():
+        if len(twice := [ours for ours, own in chosen.items() if own == column]) > 1:
+            raise ConfigError(
+                f"{name}.columns: got column {column!r} for {' and '.join(twice)}, expected one of its own for each"
             )
     return chosen
 
@@ -223,5 +231,5 @@ def _is_attribute(kind: T.DataType) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:30])
+    shown = ", ".join(repr(name) if name != name.strip() else name for name in names[:30])
     return f"{shown} and {len(names) - 30} more" if len(names) > 30 else shown or "none"

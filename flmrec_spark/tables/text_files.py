@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -37,6 +38,10 @@ def read_text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
             f"{name}: got bytes that are no {options['encoding']} text, expected a {source.format}, "
             f"or its encoding in {name}.options.encoding; at {source.place}"
         )
+    if twice := _twice(spark, source, names, options):
+        raise InputError(
+            f"{name}: got the column {twice!r} more than once, expected each name once in the header; at {source.place}"
+        )
     # A header without a name, such as that of a pandas index, is named _c0 by Spark and would fail the check that
     # every file of a folder has the same header.
     is_named = not any(re.fullmatch(r"_c\d+", column) for column in names)
@@ -50,6 +55,18 @@ def read_text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
     found = _malformed_last(spark.read.options(**options).options(**forced).schema(schema).csv(source.place))
     _expect_text(found.limit(_LOOKED_AT), f"{name}: got bytes that are no {options['encoding']} text", source, name)
     return found
+
+
+def _twice(
+    spark: SparkSession, source: Source, names: Sequence[str], options: Mapping[str, str | int | bool]
+) -> str | None:
+    """A name that stands twice in the header; Spark has put its place behind each of them by now."""
+    numbered = [column.removesuffix(str(place)) for place, column in enumerate(names) if column.endswith(str(place))]
+    if len(numbered) == len(set(numbered)):
+        return None
+    first = spark.read.options(**{**options, "header": False}).csv(source.place).first()
+    given = [] if first is None else [str(value) for value in first]
+    return next((column for column in given if given.count(column) > 1 and column in numbered), None)
 
 
 def by_place(frame: DataFrame) -> DataFrame:
@@ -71,5 +88,6 @@ def _expect_text(frame: DataFrame, got: str, source: Source, name: str) -> None:
     if row["spoilt"] > _MOST_SPOILT * row["rows"]:
         raise InputError(
             f"{got} in {row['spoilt']} of {row['rows']} rows, expected a {source.format}, or its encoding in "
-            f"{name}.options.encoding; at {source.place}"
+            f"{name}.options.encoding, with {name}.options.multiLine: true where that is UTF-16 or UTF-32; "
+            f"at {source.place}"
         )

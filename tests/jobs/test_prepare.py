@@ -240,6 +240,13 @@ def test_a_night_that_fails_is_on_record_though_the_one_before_was_done(
         ("user_id,item_id\nu,i\n", "prepare.interactions.path=/no/file.csv", 3, "got /no/file.csv, expected a csv"),
         ("user_id,item_id,event\nu,i,e\n", "prepare.split.seed=1", 2, "prepare.event_values: got none"),
         ("user_id,item_id\n ,i\n", "prepare.max_reject_share=1.0", 3, "all 1 rows were refused"),
+        (
+            "user_id,item_id,timestamp\nu,i,2020/10/06 12:00\n",
+            "prepare.max_reject_share=0.0",
+            8,
+            "(1 unreadable timestamp), expected at most prepare.max_reject_share = 0.0; see the table rejects and "
+            "prepare.timestamp_format; nothing else changed",
+        ),
     ],
 )
 def test_what_cannot_be_prepared_is_one_line_and_its_exit_code(

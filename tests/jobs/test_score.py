@@ -173,6 +173,7 @@ def test_lists_that_fail_their_audit_leave_the_published_table_as_it_was(
         "3 scores are no number from 0 to 1",
         "1 listed items were already seen",
         "14 of 16 users have a list",
+        "; items refused: 1 as item text exceeds prompts.item_tokens",
     ):
         assert fault in told
     assert not any(user in told for user in LISTED_USERS)

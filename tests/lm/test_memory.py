@@ -71,7 +71,10 @@ def test_another_fault_is_not_taken_for_a_lack_of_memory() -> None:
 
 def catalog(n_items: int) -> TokenBlock:
     random = np.random.default_rng(3)
-    return TokenBlock(random.integers(5, 60, (n_items, 6)).astype(np.int32), np.full(n_items, 6, dtype=np.int32))
+    lengths = np.where(
+        np.arange(n_items) < n_items // 2, random.integers(2, 4, n_items), random.integers(2, 7, n_items)
+    )
+    return TokenBlock(random.integers(5, 60, (n_items, 6)).astype(np.int32), lengths.astype(np.int32))
 
 
 def refusing(call: Callable[..., object], count: Callable[..., int], limit: int) -> Callable[..., object]:
@@ -86,7 +89,9 @@ def refusing(call: Callable[..., object], count: Callable[..., int], limit: int)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("join", "join_layer"), [("layer", 0), ("layer", 2), ("attention", 2), ("full", 2)])
+@pytest.mark.parametrize(
+    ("join", "join_layer"), [("layer", 0), ("layer", 2), ("layer", 3), ("attention", 2), ("full", 2)]
+)
 def test_scores_keep_their_bits_when_the_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch, join: str, join_layer: int, packed: bool
 ) -> None:
@@ -103,6 +108,8 @@ def test_scores_keep_their_bits_when_the_memory_runs_out(
     monkeypatch.setattr(scorer.model, "pair", refusing(scorer.model.pair, lambda user, item: len(user.ids), 70))
     np.testing.assert_array_equal(scorer.logits([5, 6, 7]), expected[0])
     np.testing.assert_array_equal(scorer.logits([5, 6, 7], items=chosen), expected[1])
+    if join_layer == 3:
+        return  # two towers: no call in which this could refuse
     blocks = [scorer._pair_blocks]
     if scorer.one is not None:  # not for whole pairs
         blocks += [scorer.one.last_blocks, scorer.one.early_blocks]

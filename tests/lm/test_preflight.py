@@ -152,6 +152,10 @@ def test_the_free_memory_is_that_of_the_machine_or_less(monkeypatch, tmp_path):
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
     assert memory._free_of_cgroup(tmp_path) == 2_500_000
+    (tmp_path / "memory.stat").write_text(
+        "inactive_file 400000\nrss 1\ntotal_inactive_file 500000\n"
+    )  # the first version
+    assert memory._free_of_cgroup(tmp_path) == 2_500_000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._free_of_cgroup(tmp_path) == np.inf
     assert memory._free_of_cgroup(Path(tmp_path / "none")) == np.inf

@@ -183,6 +183,9 @@ def test_a_task_without_a_gpu_runs_on_the_cpu(monkeypatch):
         (["5"], "4, 5", "cuda:1"),  # torch counts what the variable names
         (["3"], "3", "cuda:0"),
         (["3"], "GPU-1a2b", "cuda:0"),
+        (["1"], "GPU-1a2b, GPU-3c4d", "cuda:1"),
+        (["GPU-3c4d"], "GPU-1a2b,GPU-3c4d", "cuda:1"),
+        (["1"], "2,3", "cuda:1"),
         ([], None, "cuda:0"),  # a local master gives none
         ([], "1,2", "cuda:0"),
     ],
@@ -190,6 +193,12 @@ def test_a_task_without_a_gpu_runs_on_the_cpu(monkeypatch):
 def test_a_task_takes_the_gpu_that_spark_gave_it(monkeypatch, addresses, visible, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert worker.device_of(addresses, visible) == device
+
+
+def test_a_gpu_that_is_none_of_several_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(EnvironmentFault, match=r"CUDA_VISIBLE_DEVICES: got 2,3, expected Spark's GPU 5 among them"):
+        worker.device_of(["5"], "2,3")
 
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch):

@@ -122,3 +122,23 @@ def test_who_or_what_is_held_out_has_no_row_elsewhere_and_the_seed_decides(
     assert abs(shares[c.VALID] - 12) < 9 and abs(shares[c.TEST] - 12) < 9 and shares[c.TRAIN] > 20
     assert first == split(spark, rows, shuffled=2, by=by, seed=1, valid_share=0.2, test_share=0.2)
     assert first != split(spark, rows, by=by, seed=2, valid_share=0.2, test_share=0.2)
+
+
+def test_a_column_without_valid_rows_has_the_last_of_each_users_train_rows(
+    spark: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row for n in (1, 3, 10, 20) for row in one_user(n)]
+    given = with_moments(frame_of(spark, rows), seed=1)
+    is_test = (F.col("user_id") == "u20") & (F.col(c.MOMENT) > 10)
+    given = given.withColumn(c.SPLIT, F.when(is_test, c.TEST).otherwise(c.TRAIN))
+    config = SplitConfig(by="column", valid_share=0.1)
+    found = with_splits(given, config).collect()
+    assert len(found) == len(rows)
+    valid = sorted((row.user_id, row.moment) for row in found if row.split == c.VALID)
+    assert valid == [("u01", 1), ("u03", 3), ("u10", 10), ("u20", 10)]
+    assert sum(row.split == c.TEST for row in found) == 10
+    assert "prepare.split: no row is valid: the last 0.1 of each user's train rows are" in caplog.text
+    unchanged = with_splits(given, SplitConfig(by="column", valid_share=0.0)).collect()
+    assert {row.split for row in unchanged} == {c.TRAIN, c.TEST}
+    with_valid = given.withColumn(c.SPLIT, F.when(F.col("user_id") == "u03", c.VALID).otherwise(F.col(c.SPLIT)))
+    assert sum(row.split == c.VALID for row in with_splits(with_valid, config).collect()) == 3

@@ -125,6 +125,31 @@ def test_a_wrong_mapping_is_a_config_error(
         items(spark, source)
 
 
+def test_one_column_for_two_of_ours_is_a_config_error(spark: SparkSession, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user_id,item_id\nu,i\n")
+    told = r"prepare.interactions.columns: got column 'item_id' for user_id and item_id, expected one of its own"
+    with pytest.raises(ConfigError, match=told):
+        rows(spark, Source(path=path, format="csv", columns={"user_id": "item_id"}))  # a swap that is half written
+    whole = Source(path=path, format="csv", columns={"user_id": "item_id", "item_id": "user_id"})
+    assert rows(spark, whole) == [("i", "u", None)]
+
+
+def test_a_column_that_stands_twice_is_named_and_numbered_ones_are_others(spark: SparkSession, tmp_path: Path) -> None:
+    twice = write(tmp_path / "a.csv", "user_id,item_id,note,note\nu,i,a,b\n")
+    with pytest.raises(
+        InputError, match=r"got the column 'note' more than once, expected each name once in the header"
+    ):
+        rows(spark, Source(path=twice, format="csv"))
+    numbered = write(tmp_path / "b.csv", "x0,x1,user_id,item_id\na,b,u,i\n")
+    assert rows(spark, Source(path=numbered, format="csv")) == [("u", "i", None)]
+
+
+def test_a_header_with_blanks_and_a_missing_one_are_seen_in_the_message(spark: SparkSession, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user_id, item_id\nu,i\n")
+    with pytest.raises(InputError, match=r"a.csv has user_id, ' item_id'; of a file without a header, set .*_c0, _c1"):
+        rows(spark, Source(path=path, format="csv"))
+
+
 def test_attributes_of_interactions_are_a_config_error(spark: SparkSession) -> None:
     with pytest.raises(ConfigError, match=r"prepare.interactions: got attributes or types, expected none"):
         rows(spark, Source(path="x", format="csv", attributes={"a": "a"}))
@@ -142,13 +167,14 @@ def test_a_missing_column_names_those_that_are_there(spark: SparkSession, tmp_pa
 
 
 def test_a_column_of_a_wrong_type_is_an_input_error(spark: SparkSession, tmp_path: Path) -> None:
-    frame = spark.createDataFrame([(1.0, "i", ["x"])], "user_id double, item_id string, rating array<string>")
+    columns = "user_id double, item_id string, rating array<string>, name string"
+    frame = spark.createDataFrame([(1.0, "i", ["x"], "u")], columns)
     frame.write.parquet(str(tmp_path / "p"))
     source = Source(path=str(tmp_path / "p"), format="parquet")
     with pytest.raises(InputError, match=r"'user_id': got type double, expected a string or a whole number"):
         rows(spark, source)
     with pytest.raises(InputError, match=r"'rating': got type array<string>, expected a string, a number"):
-        rows(spark, source.model_copy(update={"columns": {"user_id": "item_id"}}))
+        rows(spark, source.model_copy(update={"columns": {"user_id": "name"}}))
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "delta"])
@@ -221,6 +247,11 @@ def test_bytes_of_another_encoding_are_told_and_read_by_its_name(spark: SparkSes
     source = Source(path=str(tmp_path / "a.csv"), format="csv")
     with pytest.raises(InputError, match=r"no UTF-8 text in 9 of 9 rows, .* in prepare.items.options.encoding"):
         items(spark, source)
+    (tmp_path / "c.csv").write_bytes(text.encode("utf-16"))
+    wide = Source(path=str(tmp_path / "c.csv"), format="csv", options={"encoding": "UTF-16"})
+    with pytest.raises(InputError, match=r"with prepare.items.options.multiLine: true where that is UTF-16"):
+        items(spark, wide)
+    assert items(spark, wide.model_copy(update={"options": {"encoding": "UTF-16", "multiLine": True}})).count() == 9
     found = items(spark, source.model_copy(update={"options": {"encoding": "GBK"}})).collect()
     assert found[3]["title"] == "红色运动鞋3"
     few = "item_id,title\n" + "".join(f"{place},t\n" for place in range(20)) + "x,torn \ufffd\n"
