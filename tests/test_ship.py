@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_format_is_told(
     foreign = Path(shutil.copytree(folder, tmp_path / "foreign"))
     content = json.loads((foreign / "manifest.json").read_text())
     (foreign / "manifest.json").write_text(json.dumps({**content, "format": 99}))
-    with pytest.raises(CheckpointError, match="got format 99, expected 2"):
+    with pytest.raises(CheckpointError, match="got format 99, expected 3"):
         shipped(checkpoint=foreign)
 
 

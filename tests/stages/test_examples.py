@@ -59,7 +59,8 @@ def expected_history(mine: list[Row], split: str, time: int, length: int) -> lis
 def made(spark: SparkSession, rows: list[Row], by: str, *, length: int, size: int) -> tuple[list[Row], list[Any]]:
     """The rows with the splits that they got, and the examples."""
     data = [(r.user, r.item, datetime.fromtimestamp(r.time, UTC), r.value, r.is_liked, r.split) for r in rows]
-    config = SplitConfig(by=by, valid_share=0.2, test_share=0.2)  # type: ignore[arg-type]
+    shares = {"valid_share": 0.0 if by == "column" else 0.2, "test_share": 0.2}  # a column alone says what is valid
+    config = SplitConfig(by=by, **shares)  # type: ignore[arg-type]
     interactions = with_splits(with_moments(spark.createDataFrame(data, SCHEMA), seed=1), config)
     examples = build_examples(interactions, history_length=length, targets_per_example=size)
     splits = {row.value: row.split for row in interactions.select("value", "split").collect()}
