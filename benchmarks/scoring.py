@@ -167,7 +167,8 @@ class Run:
         except ImportError as fault:
             print(f"CrossEncoder: left out: {fault}", file=sys.stderr)
             return
-        settings: dict[str, Any] = {"num_labels": 1, "device": self.device, "local_files_only": True}
+        longest = self.arguments.user_tokens + self.arguments.item_tokens  # with its marks, as in every other row
+        settings: Row = {"num_labels": 1, "max_length": longest, "device": self.device, "local_files_only": True}
         encoder = CrossEncoder(folder, **settings)
         for precision in (kind for kind in self.precisions if kind != "int8"):
             encoder.model.to(DTYPES[precision])

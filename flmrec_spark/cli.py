@@ -19,5 +19,5 @@ def failed(command: str, fault: Exception, *, with_traceback: bool) -> int:
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         told, code = f"unexpected {type(fault).__name__} at {place}; --traceback shows it whole", FlmrecError.exit_code
-    print(f"flmrec {command}: {told}", file=sys.stderr, flush=True)  # noqa: T201  what commands are for
+    print(f"flmrec {command}: {told}", file=sys.stderr, flush=True)
     return code

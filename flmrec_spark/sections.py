@@ -88,7 +88,9 @@ class SplitConfig(Section):
     by: Literal["user_time", "global_time", "leave_last_out", "random", "cold_users", "cold_items", "column"] = (
         "user_time"
     )
-    valid_share: Share = Field(0.1, description="share of the rows between train and test, or of the users or items")
+    valid_share: Share = Field(
+        0.1, description="share of the rows between train and test, of users or items; column without any: of train"
+    )
     test_share: Share = Field(0.1, description="share of the rows, the last ones, or of the users or items")
     seed: int = Field(
         1, description="for `random` and the cold splits, and for the order of rows that carry no timestamp"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame
@@ -205,14 +206,16 @@ def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
         examples = _stored(stack, made)
         job.tables.replace_if_changed(schemas.EXAMPLES, examples, job.metadata())
     with job.timed("count"):
-        rows = _by_split(interactions, F.count("*"), F.count_if(c.IS_LIKED), F.count_distinct(c.USER_ID))
+        counts = F.count("*"), F.count_if(c.IS_LIKED), F.count_distinct(c.USER_ID)
+        found = _by_split(interactions, *counts, F.min(c.TIMESTAMP), F.max(c.TIMESTAMP))
+        rows = {split: row[: len(counts)] for split, row in found.items()}
         asked = _by_split(examples, F.count("*"))
         n_rows, n_liked = (sum(row[place] for row in rows.values()) for place in (0, 1))
         job.counts |= {"interactions": n_rows, "items": items.count(), "users": users.count()}
         job.counts["repeats"] = next(one.kept for one in cleaned if one.name == "interactions") - n_rows
         job.counts["examples"] = sum(n for (n,) in asked.values())
         doubts.tell_of_one_label(interactions, n_rows, n_liked)
-        doubts.tell_of_odd_times(interactions)
+        doubts.tell_of_odd_times([time for row in found.values() for time in row[len(counts) :] if time is not None])
     return {split: (*rows.get(split, (0, 0, 0)), *asked.get(split, (0,))) for split in c.SPLITS}
 
 
@@ -235,7 +238,7 @@ def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> No
         )
 
 
-def _by_split(frame: DataFrame, *counts: Column) -> dict[str, tuple[int, ...]]:
+def _by_split(frame: DataFrame, *counts: Column) -> dict[str, tuple[Any, ...]]:
     return {row[0]: tuple(row[1:]) for row in frame.groupBy(c.SPLIT).agg(*counts).collect()}
 
 

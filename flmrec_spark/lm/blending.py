@@ -73,10 +73,16 @@ class ListBlend:
     intercept: float = 0.0
     new: float = 0.0
 
-    def log_odds(self, rating: Any, head: Any = 0.0, factors: Any = 0.0, is_new: Any = 0.0) -> Scores:
-        """Log-odds of the probability, listing logits, factors and is_new, broadcast -> float64 of that shape."""
-        known = self.rating * rating + self.head * head + self.factors * factors + self.intercept
-        return np.asarray(known + self.new * np.asarray(is_new, dtype=np.float64))
+    def log_odds(self, rating: Any, head: Any = None, factors: Any = None, is_new: Any = None) -> Scores:
+        """Log-odds of the probability, listing logits, factors and is_new, broadcast -> float64 of that shape.
+
+        None: nothing is known.
+        """
+        weights, parts = (self.head, self.factors, self.new), (head, factors, is_new)
+        found = self.rating * np.asarray(rating, dtype=np.float64) + self.intercept
+        for weight, part in zip(weights, parts, strict=True):
+            found = found if part is None else found + weight * part
+        return np.asarray(found)
 
 
 @dataclass(frozen=True)

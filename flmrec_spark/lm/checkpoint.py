@@ -147,42 +147,43 @@ def save(
 ) -> str:
     """Writes a checkpoint, replacing one that is there; returns its digest.
 
-    Without `train_biases`, `biases` know nothing of the valid split. Raises as `folders.expect_room` does.
+    Without `train_biases`, `biases` know nothing of the valid split. Raises as `folders.expect_room` and `written` do.
     """
     target = Path(folder)
     folders.expect_room(target, mark=manifest.NAME)
     draft = folders.beside(target, ".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    (draft / "backbone").mkdir(parents=True)
-    model.backbone.save_pretrained(draft / "backbone")  # type: ignore[operator]
-    segmenter.tokenizer.save_pretrained(draft / "tokenizer")
-    save_file({name: one.contiguous() for name, one in head_tensors(model).items()}, draft / "head.safetensors")
-    if factors is not None:
-        for name, one in ((FACTORS, factors.whole), (TRAIN_FACTORS, factors.train)):
-            (draft / name).mkdir()
-            factor_files.save(draft / name, one)
-    biases.save(draft / BIASES)
-    (biases if train_biases is None else train_biases).save(draft / TRAIN_BIASES)
-    (draft / "template.yaml").write_text(segmenter.template.to_yaml(), encoding="utf-8")
-    settings = Settings(
-        model.join,
-        model.join_layer,
-        segmenter.user_tokens,
-        segmenter.item_tokens,
-        segmenter.history_length,
-        segmenter.probe(),
-        has_listing=model.listing is not None,
-        n_factors=model.user_token.in_features if model.user_token is not None else 0,
-        taste_length=0 if factors is None else factors.whole.history_length,
-    )
-    manifest.write_json(draft / "flmrec.json", {"settings": asdict(settings), "config": dict(config)})
-    told = {**blend.told(), "new_users": None if new_users is None else new_users.told()}
-    manifest.write_json(draft / "calibration.json", told)
-    manifest.write_json(draft / "metrics.json", dict(metrics))
-    if write_adapter is not None:
-        write_adapter(draft / "adapter")
-    digest = manifest.write(draft)
-    folders.replace(target, draft)
+    with folders.written(target):
+        (draft / "backbone").mkdir(parents=True)
+        model.backbone.save_pretrained(draft / "backbone")  # type: ignore[operator]
+        segmenter.tokenizer.save_pretrained(draft / "tokenizer")
+        save_file({name: one.contiguous() for name, one in head_tensors(model).items()}, draft / "head.safetensors")
+        if factors is not None:
+            for name, one in ((FACTORS, factors.whole), (TRAIN_FACTORS, factors.train)):
+                (draft / name).mkdir()
+                factor_files.save(draft / name, one)
+        biases.save(draft / BIASES)
+        (biases if train_biases is None else train_biases).save(draft / TRAIN_BIASES)
+        (draft / "template.yaml").write_text(segmenter.template.to_yaml(), encoding="utf-8")
+        settings = Settings(
+            model.join,
+            model.join_layer,
+            segmenter.user_tokens,
+            segmenter.item_tokens,
+            segmenter.history_length,
+            segmenter.probe(),
+            has_listing=model.listing is not None,
+            n_factors=model.user_token.in_features if model.user_token is not None else 0,
+            taste_length=0 if factors is None else factors.whole.history_length,
+        )
+        manifest.write_json(draft / "flmrec.json", {"settings": asdict(settings), "config": dict(config)})
+        told = {**blend.told(), "new_users": None if new_users is None else new_users.told()}
+        manifest.write_json(draft / "calibration.json", told)
+        manifest.write_json(draft / "metrics.json", dict(metrics))
+        if write_adapter is not None:
+            write_adapter(draft / "adapter")
+        digest = manifest.write(draft)
+        folders.replace(target, draft)
     return digest
 
 

@@ -113,7 +113,8 @@ class Factors:
         """
         vectors, offset, more = self._summed
         scores = (vectors @ taste + offset).astype(np.float64)
-        return float(np.logaddexp.reduce(scores)) + more
+        most = scores.max()
+        return float(most + np.log(np.exp(scores - most).sum())) + more
 
     @cached_property
     def _summed(self) -> tuple[Floats, Floats, float]:

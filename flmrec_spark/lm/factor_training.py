@@ -130,7 +130,7 @@ class _Module(nn.Module):
             self.history[new + shift] = torch.from_numpy(start.history[old + begin])
         self.mix.copy_(torch.from_numpy(start.mix))
         offset = torch.from_numpy(start.offset[old])
-        self.offset[new] = self._start.to(offset)[new] + offset
+        self.offset[new] = self._start[new] + offset
 
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Factors, and everything else."""

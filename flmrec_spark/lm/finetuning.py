@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from flmrec_spark.config import Config
@@ -112,8 +112,7 @@ def _finetune_alone(
         return {"status": "stopped", "step": trainer.step}
     done: dict[str, object] = {}
     if world.writes:
-        with folders.written(target):
-            done = _write(trainer, prepared, folder, key)
+        done = _write(trainer, prepared, folder, key)
         shutil.rmtree(folder, ignore_errors=True)
     world.agreed(None)
     return {**done, "status": "done", "seconds": round(time.perf_counter() - started, 1)}
@@ -121,7 +120,7 @@ def _finetune_alone(
 
 def _write(trainer: Trainer, prepared: Prepared, folder: Path, key: str) -> dict[str, object]:
     """Calibrates the best weights and writes the checkpoint; returns its metrics and its digest."""
-    resume.put_back(trainer.modules, load_file(folder / "best.safetensors"))
+    resume.put_back(trainer.modules, load_file(folder / resume.BEST))
     last = trainer.validation_of_best or trainer.validate()  # none: an earlier process saw it
     metrics = {"fingerprint": key, "validation": dict(last.metrics), **_told(trainer, prepared)}
     latest, ids = trainer.latest_bias(prepared), (trainer.data.user_ids, trainer.data.catalog.item_ids)
@@ -191,8 +190,7 @@ def _loop(trainer: Trainer, folder: Path, key: str, stop_after: int | None) -> b
             stops = stop_after is not None and trainer.step - first >= stop_after and not at_end
             is_due = settings.save_every is not None and trainer.step % settings.save_every == 0
             if world.writes and (validated or stops or is_due):
-                with folders.written(folder):
-                    trainer.save(folder, key)
+                trainer.save(folder, key)
             if stops:
                 return False
     return True
@@ -205,9 +203,4 @@ def _note(trainer: Trainer, folder: Path) -> None:
     log.info("finetune: step %d: %s", trainer.step, ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
     if trainer.is_best(found) and trainer.world.writes:
         trainer.validation_of_best = own
-        with folders.written(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = resume.kept_state(trainer.modules).items()
-            draft = folder / "best.draft"
-            save_file({key: value.detach().cpu().contiguous().clone() for key, value in kept}, draft)
-            draft.replace(folder / "best.safetensors")
+        resume.save_best(folder, trainer.modules)

@@ -127,9 +127,9 @@ class Judge:
         probability = sigmoid(rating)
         if blend.listing is None:
             return Said(probability, probability, rating, None)
-        head = logits[1] if len(logits) > 1 else 0.0
-        is_new = 0.0 if self.items is None else self.items.is_new[chosen]
-        listing = blend.listing.log_odds(rating, head, 0.0 if own is None else own, is_new)
+        head = logits[1] if len(logits) > 1 else None
+        is_new = None if self.items is None else self.items.is_new[chosen]
+        listing = blend.listing.log_odds(rating, head, own, is_new)
         return Said(sigmoid(listing), probability, rating, listing)
 
     def _term(self, kind: str, factors: Floats | None, chosen: Any) -> Floats | None:

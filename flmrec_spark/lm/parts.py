@@ -74,5 +74,4 @@ class Lists:
     def _scores(self, blend: Blend, parts: Parts) -> Scores:
         assert blend.listing is not None
         rating = blend.calibration.log_odds(parts.text, parts.rating, parts.listing)
-        told = (0.0 if part is None else part for part in (parts.head, parts.listing, parts.is_new))
-        return blend.listing.log_odds(rating, *told)
+        return blend.listing.log_odds(rating, parts.head, parts.listing, parts.is_new)

@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flmrec_spark.errors import CheckpointError
+from flmrec_spark.lm import folders
+
+BEST = "best.safetensors"
 
 
 def kept_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -36,6 +39,19 @@ def put_back(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
         module.load_state_dict(parts, strict=False)
 
 
+def save_best(folder: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Keeps the weights as the best so far. Raises EnvironmentFault on a full disk."""
+    with folders.written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / "best.draft"
+        save_file(_plain(kept_state(modules)), draft)
+        draft.replace(folder / BEST)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+
+
 def save_state(
     folder: Path,
     modules: Mapping[str, nn.Module],
@@ -43,18 +59,20 @@ def save_state(
     progress: Mapping[str, object],
     extra: Mapping[str, Tensor],
 ) -> None:
-    """Writes a resume point: weights, optimizer and `extra` as safetensors, progress as JSON; the last one wins."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a resume point: weights, optimizer and `extra` as safetensors, progress as JSON; the last one wins.
+
+    Raises EnvironmentFault on a full disk.
+    """
     tensors = kept_state(modules) | {f"extra.{key}": value for key, value in extra.items()}
     for place, state in optim.state_dict()["state"].items():
         tensors |= {f"optimizer.{place}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
     name = f"step-{progress['step']}"
-    save_file(
-        {key: value.detach().contiguous().clone() for key, value in tensors.items()}, folder / f"{name}.safetensors"
-    )
-    draft = folder / "progress.draft"
-    draft.write_text(json.dumps({**progress, "tensors": f"{name}.safetensors"}), encoding="utf-8")
-    draft.rename(folder / "progress.json")
+    with folders.written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_plain(tensors), folder / f"{name}.safetensors")
+        draft = folder / "progress.draft"
+        draft.write_text(json.dumps({**progress, "tensors": f"{name}.safetensors"}), encoding="utf-8")
+        draft.rename(folder / "progress.json")
     for file in folder.glob("step-*.safetensors"):
         if file.name != f"{name}.safetensors":
             file.unlink()

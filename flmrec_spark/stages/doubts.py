@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from datetime import datetime
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -14,10 +16,12 @@ log = logging.getLogger("flmrec")
 _EARLY, _LATE = 1980, 2100  # years that hardly any log lies before or behind as a whole
 
 
-def tell_of_odd_times(interactions: DataFrame) -> None:
-    """20261129 is seconds of August 1970 as well as a day."""
-    first, last = interactions.agg(F.min(c.TIMESTAMP), F.max(c.TIMESTAMP)).collect()[0]
-    if first is not None and (last.year < _EARLY or first.year > _LATE):
+def tell_of_odd_times(times: Sequence[datetime]) -> None:
+    """Of the first and the last: 20261129 is seconds of August 1970 as well as a day."""
+    if not times:
+        return
+    first, last = min(times), max(times)
+    if last.year < _EARLY or first.year > _LATE:
         log.warning(
             "prepare: all times lie between %s and %s; if they should not, prepare.timestamp_format says how they are "
             "written, such as yyyyMMdd",

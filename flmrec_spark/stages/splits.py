@@ -27,6 +27,7 @@ log = logging.getLogger("flmrec")
 _HASHED = {"random": (c.USER_ID, c.ITEM_ID, c.MOMENT), "cold_users": (c.USER_ID,), "cold_items": (c.ITEM_ID,)}
 _HASH_STEPS = 2**53
 _VALID_FROM, _TEST_FROM = "row:valid_from", "row:test_from"
+_PLACE, _ROWS = "row:k", "row:n"
 
 
 def with_moments(interactions: DataFrame, *, seed: int) -> DataFrame:
@@ -56,14 +57,12 @@ def with_splits(interactions: DataFrame, config: SplitConfig) -> DataFrame:
         hashed = F.xxhash64(F.lit(config.seed), *_HASHED[config.by])
         draw = F.pmod(hashed, F.lit(_HASH_STEPS)) + 1
         return interactions.withColumn(c.SPLIT, _by_share(draw, F.lit(_HASH_STEPS), config=config))
-    user = Window.partitionBy(c.USER_ID)
-    in_order = user.orderBy(c.MOMENT, c.ITEM_ID)
-    numbered = interactions.withColumns(
-        {"row:k": F.row_number().over(in_order).cast("long"), "row:n": F.count(F.lit(1)).over(user)}
+    by = (
+        _by_share(F.col(_PLACE), F.col(_ROWS), config=config)
+        if config.by == "user_time"
+        else _last_out(F.col(_PLACE), F.col(_ROWS))
     )
-    k, n = F.col("row:k"), F.col("row:n")
-    by = _by_share(k, n, config=config) if config.by == "user_time" else _last_out(k, n)
-    return numbered.withColumn(c.SPLIT, by).drop("row:k", "row:n")
+    return _numbered(interactions, c.USER_ID).withColumn(c.SPLIT, by).drop(_PLACE, _ROWS)
 
 
 def _with_valid(interactions: DataFrame, config: SplitConfig) -> DataFrame:
@@ -74,12 +73,16 @@ def _with_valid(interactions: DataFrame, config: SplitConfig) -> DataFrame:
         "calibrate by; prepare.split.valid_share says how much",
         config.valid_share,
     )
-    of_train = Window.partitionBy(c.USER_ID, c.SPLIT)
-    k = F.row_number().over(of_train.orderBy(c.MOMENT, c.ITEM_ID)).cast("long")
-    share = 1 - _fraction(config.valid_share)
-    stays = (F.col(c.SPLIT) != c.TRAIN) | _is_within(F.col("row:k"), F.col("row:n"), share=share)
-    numbered = interactions.withColumns({"row:k": k, "row:n": F.count(F.lit(1)).over(of_train)})
-    return numbered.withColumn(c.SPLIT, F.when(stays, F.col(c.SPLIT)).otherwise(c.VALID)).drop("row:k", "row:n")
+    is_early = _is_within(F.col(_PLACE), F.col(_ROWS), share=1 - _fraction(config.valid_share))
+    split = F.when((F.col(c.SPLIT) != c.TRAIN) | is_early, F.col(c.SPLIT)).otherwise(c.VALID)
+    return _numbered(interactions, c.USER_ID, c.SPLIT).withColumn(c.SPLIT, split).drop(_PLACE, _ROWS)
+
+
+def _numbered(interactions: DataFrame, *keys: str) -> DataFrame:
+    """With the place 1 .. n of each row among those of the same keys, oldest first, and n."""
+    group = Window.partitionBy(*keys)
+    place = F.row_number().over(group.orderBy(c.MOMENT, c.ITEM_ID)).cast("long")
+    return interactions.withColumns({_PLACE: place, _ROWS: F.count(F.lit(1)).over(group)})
 
 
 def _by_share(k: Column, n: Column, *, config: SplitConfig) -> Column:

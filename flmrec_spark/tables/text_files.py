@@ -61,11 +61,14 @@ def _twice(
     spark: SparkSession, source: Source, names: Sequence[str], options: Mapping[str, str | int | bool]
 ) -> str | None:
     """A name that stands twice in the header; Spark has put its place behind each of them by now."""
-    numbered = [column.removesuffix(str(place)) for place, column in enumerate(names) if column.endswith(str(place))]
+    ends = [(column, str(place)) for place, column in enumerate(names)]
+    numbered = [
+        column.removesuffix(end).lower() for column, end in ends if column.endswith(end)
+    ]  # Note is note to Spark
     if len(numbered) == len(set(numbered)):
         return None
     first = spark.read.options(**{**options, "header": False}).csv(source.place).first()
-    given = [] if first is None else [str(value) for value in first]
+    given = [] if first is None else [str(value).lower() for value in first]
     return next((column for column in given if given.count(column) > 1 and column in numbered), None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from flmrec_spark.errors import CheckpointError, ConflictError, EnvironmentFault
+from flmrec_spark.errors import ConflictError, EnvironmentFault
 from flmrec_spark.lm import folders
 
 MARK = "mark"
@@ -48,13 +48,6 @@ def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: p
     with pytest.raises(EnvironmentFault, match=r"volume, which is a mount point, expected a folder in it"):
         folders.expect_room(tmp_path / "volume", mark=MARK)
     folders.expect_room(tmp_path / "volume/checkpoint", mark=MARK)
-
-
-def test_something_else_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes/diary").write_text("dear")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        folders.expect_room(tmp_path / "notes", mark=MARK)
 
 
 def test_one_process_at_a_time_makes_a_folder(tmp_path: Path) -> None:

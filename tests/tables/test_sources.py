@@ -140,6 +140,9 @@ def test_a_column_that_stands_twice_is_named_and_numbered_ones_are_others(spark:
         InputError, match=r"got the column 'note' more than once, expected each name once in the header"
     ):
         rows(spark, Source(path=twice, format="csv"))
+    cased = write(tmp_path / "c.csv", "user_id,item_id,Note,note\nu,i,a,b\n")
+    with pytest.raises(InputError, match=r"got the column 'note' more than once"):
+        rows(spark, Source(path=cased, format="csv"))
     numbered = write(tmp_path / "b.csv", "x0,x1,user_id,item_id\na,b,u,i\n")
     assert rows(spark, Source(path=numbered, format="csv")) == [("u", "i", None)]
 
