@@ -33,10 +33,10 @@ def mean_over_users(values: Floats) -> Statistic:
     return ratio(np.where(defined, values, 0.0), defined)
 
 
-def resamples(n_users: int, *, n: int, seed: int) -> Floats:
-    """How often each user is drawn in each of n resamples, [n, U]; every row sums to U."""
+def resamples(n_users: int, *, n: int, seed: int, out: Floats | None = None) -> Floats:
+    """How often each user is drawn in each of n resamples, [n, U], in `out` if given; every row sums to U."""
     random = np.random.default_rng(seed)
-    counts = np.empty((n, n_users))
+    counts = np.empty((n, n_users)) if out is None else out
     for row in counts:
         row[:] = np.bincount(random.integers(0, n_users, size=n_users), minlength=n_users)
     return counts

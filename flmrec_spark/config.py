@@ -40,6 +40,7 @@ from flmrec_spark.training_sections import (
     Range,
     TuneConfig,
 )
+from flmrec_spark.yaml_text import Dumper, Loader
 
 __all__ = [
     "AdapterConfig",
@@ -66,34 +67,7 @@ __all__ = [
     "load_config",
 ]
 
-_FLOAT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 _UNION_MEMBER = re.compile(r"^(constrained-\w+|(literal|list|function-\w+)\[.*\])$")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everywhere but in YAML 1.1, and no key stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} stands twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what _Loader reads back: the text "1e-3" gets its quotes."""
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    # Only double quotes keep every line break, such as U+0085, as it is.
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
-
-
-_Dumper.add_representer(str, _text)
-for _end in (_Loader, _Dumper):
-    _end.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 class Config(Section):
@@ -122,7 +96,7 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.as_dict(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def digest(self, *sections: str) -> str:
         """First 12 hex digits of the SHA-256 of the named sections, or of the whole config."""
@@ -140,7 +114,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = Path(path)
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)
     except FileNotFoundError:
         raise ConfigError(f"--config: got {path}, expected a YAML file; there is none") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
@@ -171,7 +145,7 @@ def _override(values: dict[str, Any], override: str) -> str | None:
     if not equals or not name:
         return f"override: got {override!r}, expected section.key=value"
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as fault:
         return f"override {name}: got {text!r}, expected a YAML value: {_one_line(fault)}"
     *sections, key = name.split(".")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -13,10 +14,12 @@ from pyspark.sql import functions as F
 from flmrec_spark import columns as c
 from flmrec_spark.errors import InputError
 from flmrec_spark.job import Job
+from flmrec_spark.lm import folders, manifest
 from flmrec_spark.lm.checkpoint import read_metrics
 from flmrec_spark.stacking import HISTORY_LENGTH
 from flmrec_spark.stages import evaluation
 from flmrec_spark.stages.diversity import Diverse, checked, told
+from flmrec_spark.stages.models import Models
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.stages.user_prompts import user_prompts
 
@@ -80,16 +83,33 @@ def diverse_lists(job: Job) -> Diverse | None:
     return Diverse(config, job.config.score.n)
 
 
-def tell_what_it_was_trained_on(job: Job) -> None:
-    """Another version of the interactions may hold out what this checkpoint has learned; a nightly one seldom does."""
+def tell_of_the_checkpoint(job: Job) -> None:
+    """Its join for the record, and a warning where it was trained on other interactions.
+
+    They may hold out what it has learned; a nightly one's seldom do.
+    """
+    file = folders.present(Path(job.config.checkpoint)) / "flmrec.json"
+    if file.is_file():
+        settings = manifest.read_json(file)["settings"]
+        job.versions["join"] = f"layer {settings['join_layer']}" if settings["join"] == "layer" else settings["join"]
     of = read_metrics(job.config.checkpoint).get("tables", {}).get("interactions")
-    if of is not None and str(of) != job.inputs["interactions"]:
+    if of is None:
+        return
+    now = job.tables.state("interactions")
+    if not now.of_rows <= int(of) <= now.version:
         log.warning(
             "evaluate: the checkpoint was trained on version %s of the table interactions and is measured on version "
             "%s: where the splits were made otherwise, held-out rows may be among those that it has learned",
             of,
-            job.inputs["interactions"],
+            now.version,
         )
+
+
+def tell_what_is_missing(models: Models, against: str | None) -> None:
+    if against is not None and against not in models.baselines:
+        log.warning("evaluate: %s was left out: differences are not taken to evaluate.against", against)
+    if models.diverse is not None and models.published not in models.listing:
+        log.warning("evaluate: the diverse lists of score.strategy = %s are not measured", models.published)
 
 
 def title(job: Job) -> str:

@@ -7,10 +7,8 @@ cuts: what does not fit is decided in tokens, by `lm.segments`, and only from th
 
 from __future__ import annotations
 
-import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ import yaml
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import ConfigError
+from flmrec_spark.pieces import Fields, Piece, as_text
+from flmrec_spark.yaml_text import Dumper, Loader
 
 PROFILE = "profile"
 ATTRIBUTES = "attributes"
@@ -25,49 +25,6 @@ _SHIPPED = Path(__file__).parent / "templates"
 _PARTS = {"name", "user", "history", "item"}
 _KINDS = {"liked", "disliked", "none"}
 _ANSWER = {"cue", "liked", "disliked"}  # not yes and no: YAML reads those as true and false
-
-Fields = Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text with fields, such as " liked {title};". `{field:40}` keeps 40 characters of the value."""
-
-    text: str
-    where: str
-
-    @cached_property
-    def parts(self) -> tuple[tuple[str, str | None, int | None], ...]:
-        """(literal text, field after it or None, characters kept or None), in order.
-
-        Raises:
-          ConfigError: unbalanced braces, a field that is no plain name, or a width that is no number.
-        """
-        try:
-            parsed = list(string.Formatter().parse(self.text))
-        except ValueError as fault:
-            raise ConfigError(f"template {self.where}: {fault} in {self.text!r}") from None
-        result = []
-        for literal, field, width, conversion in parsed:
-            if field is not None and (not field.isidentifier() or conversion or (width and not width.isdecimal())):
-                raise ConfigError(f"template {self.where}: got {self.text!r}, expected {{field}} or {{field:40}}")
-            result.append((literal, field, int(width) if width else None))
-        return tuple(result)
-
-    def fields(self) -> set[str]:
-        return {field for _, field, _ in self.parts if field is not None}
-
-    def render(self, values: Fields) -> str | None:
-        """The text, or None when a field has no value."""
-        written = []
-        for literal, field, width in self.parts:
-            written.append(literal)
-            if field is not None:
-                value = as_text(values.get(field))
-                if not value:
-                    return None
-                written.append(value[:width])
-        return "".join(written)
 
 
 @dataclass(frozen=True)
@@ -95,10 +52,14 @@ class Template:
         return _join(self.user, {**profile, PROFILE: _listed(known)})
 
     def render_entry(self, item: Fields, *, is_liked: bool, value: float | None) -> str:
-        """One interaction of the history; {rating} is what the interaction was worth. An empty piece says nothing."""
+        """One interaction of the history; {rating} is what the interaction was worth. An empty piece says nothing.
+
+        A field without a value costs its brackets alone, as the piece says too whether the item was liked; where it has
+        no brackets, the title stands for the piece.
+        """
         piece = self.liked if is_liked else self.disliked
-        fields = _item_fields(item) | {c.RATING: None if value is None else f"{value:g}"}
-        written = piece.render(fields)
+        fields = _item_fields(item) | {c.RATING: None if value is None else as_text(float(value))}
+        written = piece.render_known(fields)
         return f" {as_text(item[c.TITLE])}" if written is None else written
 
     def render_no_history(self) -> str:
@@ -132,7 +93,7 @@ class Template:
         }
         if self.answer is not None:
             parts["answer"] = asdict(self.answer)
-        return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
+        return yaml.dump(parts, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def load_template(name: str) -> Template:
@@ -156,7 +117,7 @@ def load_template(name: str) -> Template:
 def parse_template(text: str, *, where: str) -> Template:
     """A template from its YAML text; `where` names it in errors. Raises ConfigError as load_template does."""
     try:
-        values: Any = yaml.safe_load(text)
+        values: Any = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as fault:
         raise ConfigError(f"template {where}: not YAML: {' '.join(str(fault).split())}") from None
     has_answer = isinstance(values, dict) and "answer" in values
@@ -172,26 +133,6 @@ def parse_template(text: str, *, where: str) -> Template:
     if not template.item:
         raise ConfigError(f"template {where}: item: got no piece, expected at least one")
     return template
-
-
-def as_text(value: object) -> str:
-    """A value as a prompt shows it: no spaces around, lists joined by commas, 7.0 as 7, nothing for null.
-
-    Of a fraction six digits, or two behind the point where the whole part is longer; whole numbers are never cut, as a
-    column of ids with gaps is one of floats.
-    """
-    if value is None or value != value:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        if abs(value) >= 2**53:
-            return f"{value:g}"
-        n_whole = len(str(int(abs(value))))
-        return str(int(value)) if value.is_integer() else f"{value:.{max(6, n_whole + 2)}g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(text for text in map(as_text, value) if text)
-    return " ".join(str(value).split())
 
 
 def _item_fields(item: Fields) -> dict[str, object]:
@@ -224,8 +165,8 @@ def _piece(value: Any, where: str) -> Piece:
 def _answer(values: Any, where: str) -> Answer:
     _expect_keys(values, _ANSWER, where)
     for name in sorted(_ANSWER):
-        if not isinstance(values[name], str):
-            raise ConfigError(f"template {where}.{name}: got {values[name]!r}, expected a text in quotes")
+        if not isinstance(values[name], str) or Piece(values[name], where).fields():
+            raise ConfigError(f"template {where}.{name}: got {values[name]!r}, expected a text in quotes, of no field")
     return Answer(**values)
 
 

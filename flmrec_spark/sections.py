@@ -129,12 +129,12 @@ class PrepareConfig(Section):
     @field_validator("event_values", mode="before")
     @classmethod
     def _names_as_text(cls, given: Any) -> Any:
-        """YAML reads the event 0 as a number, and yes, no, on, off, true and false as two truths."""
+        """YAML reads the event 0 as a number, 1.50 as 1.5, and yes, no, on, off, true, false and null as others yet."""
         if not isinstance(given, dict):
             return given
-        if truths := [name for name in given if isinstance(name, bool)]:
-            got = str(truths[0]).lower()
-            raise ValueError(f"got the event {got}, expected names: put yes, no, true and the like in quotes")
+        if others := [name for name in given if isinstance(name, bool | float) or name is None]:
+            got = "null" if others[0] is None else str(others[0]).lower()
+            raise ValueError(f"got the event {got}, expected names: put yes, no, true, 1.50 and the like in quotes")
         return {str(name): worth for name, worth in given.items()}
 
     @model_validator(mode="after")

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,18 +23,18 @@ from flmrec_spark.fitting import Tools, fit_all, reranker, send
 from flmrec_spark.stages import evaluation, hybrid
 from flmrec_spark.stages.baselines import stacker
 from flmrec_spark.stages.baselines.collect import world_of
-from flmrec_spark.stages.baselines.stacker import Lists
-from flmrec_spark.stages.baselines.world import World
+from flmrec_spark.stages.baselines.world import Floats, World
 from flmrec_spark.stages.models import Models, Stackers
 from flmrec_spark.stages.scores import Shipped
+from flmrec_spark.stages.usage import usage_of
 from flmrec_spark.stages.user_prompts import user_prompts
 
 log = logging.getLogger("flmrec")
 
 MAX_USERS = 2000  # of valid, drawn by seed
-N_DRAWN = 100  # items per user that the liked ones of valid are told apart from
-CELLS = 500_000  # users of valid whose whole lists say which parts a stack needs, times items
-FEWEST = 50  # such users below which nobody is asked
+CELLS = 10_000_000  # of these, users whose lists of all items a stack is fitted to, times items
+FEWEST = 100  # such users at least, where there are as many
+HEAD = 50  # best items of each part that such a list is made of
 HISTORY_LENGTH = 10_000  # newest interactions of a user that baselines read
 SEED = 1
 
@@ -95,17 +94,14 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
         raise InputError("hybrid: got no baseline, expected some to stack with the model; see evaluate.baselines")
     drawn = evaluation.draw_users(prepared.interactions, split=c.VALID, max_users=MAX_USERS, seed=SEED)
     users = prepared.users.join(drawn, c.USER_ID, "left_semi")
-    rows = evaluation.held_out(prepared.interactions, users, split=c.VALID, history_splits=(c.TRAIN,)).toArrow()
+    held = evaluation.held_out(prepared.interactions, users, split=c.VALID, history_splits=(c.TRAIN,))
+    rows = held.toArrow()
     if not rows.num_rows:
         raise InputError("hybrid: got no rows of split valid, expected some to fit the stack on; see prepare.split")
     world = prepared.world((c.TRAIN,))
     fitted = fit_all(models.baselines, world, tools, timed=lambda _: nullcontext())
     packed = send(tools.spark, world, fitted, np.ones(len(world.item_ids), dtype=bool))
-    drawn, whole = _drawn(rows, world.item_ids), _whole(rows, world.item_ids)
-    held = rows.select([c.USER_ID, c.ITEM_ID]).cast(drawn.schema)
-    pairs = pa.concat_tables([held, drawn, whole]).group_by([c.USER_ID, c.ITEM_ID]).aggregate([])
-    asked = tools.spark.createDataFrame(pairs)
-    shipped = shipped.of_train()
+    shipped = replace(shipped.of_train(), usage=usage_of(tools.spark))  # its pairs are none of the lists'
     prompts = user_prompts(
         users,
         prepared.interactions,
@@ -113,13 +109,14 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
         history_length=HISTORY_LENGTH,
         exclude_seen=prepared.exclude_seen,
     )
-    seen = prompts.select(c.USER_ID, F.explode(c.EXCLUDED).alias(c.ITEM_ID)).toArrow()
-    spread = evaluation.pointwise_prompts(prompts, asked).repartition(partitions, c.USER_ID)
-    answered = hybrid.features(spread, shipped, packed).toArrow()
-    answered = answered.sort_by([(c.USER_ID, "ascending"), (c.ITEM_ID, "ascending")])
+    asked = evaluation.pointwise_prompts(prompts, held).repartition(partitions, c.USER_ID)
+    answered = hybrid.features(asked, shipped, packed).toArrow()
+    chosen = tools.spark.createDataFrame(_chosen(rows, len(world.item_ids)))
+    whole = prompts.join(chosen, c.USER_ID, "left_semi").repartition(partitions, c.USER_ID)
+    heads = hybrid.features(whole, shipped, packed, head=HEAD).toArrow()
     if not answered.num_rows:
         raise InputError("hybrid: the model scored none of the rows of split valid, expected some to fit the stack on")
-    stackers = _fitted(answered, rows, seen, drawn, whole, exclude_seen=prepared.exclude_seen)
+    stackers = _fitted(answered, heads, rows, exclude_seen=prepared.exclude_seen)
     for name, stack in (("rates", stackers.rating), ("lists", stackers.ranking)):
         if stack is not None:
             own = [f"{hybrid.FLM} rating", f"{hybrid.FLM} list"][: len(stack.weights) - len(models.baselines)]
@@ -128,58 +125,38 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     return replace(models, stackers=stackers)
 
 
-def _drawn(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
-    """user_id, item_id: N_DRAWN items of each user."""
-    users = sorted(set(rows[c.USER_ID].to_pylist()))
-    random = np.random.default_rng(SEED)
-    places = random.integers(0, len(item_ids), size=len(users) * N_DRAWN)
-    return _table([user for user in users for _ in range(N_DRAWN)], [item_ids[place] for place in places])
+def _chosen(rows: pa.Table, n_items: int) -> pa.Table:
+    """user_id: as many users with likes as CELLS has room for."""
+    users = sorted(set(rows.filter(rows[c.IS_LIKED])[c.USER_ID].to_pylist()))
+    chosen = np.random.default_rng(SEED).permutation(users)[: max(FEWEST, CELLS // n_items)].tolist()
+    return pa.table({c.USER_ID: pa.array(chosen, pa.string())})
 
 
-def _whole(rows: pa.Table, item_ids: Sequence[str]) -> pa.Table:
-    """user_id, item_id: all items, of as many users with likes as CELLS has room for; of nobody where that is few."""
-    liked = rows.filter(rows[c.IS_LIKED])
-    users = sorted(set(liked[c.USER_ID].to_pylist()))
-    chosen = np.random.default_rng(SEED + 1).permutation(users)[: CELLS // len(item_ids)].tolist()
-    chosen = chosen if len(chosen) >= FEWEST else []
-    return _table([user for user in chosen for _ in item_ids], [*item_ids] * len(chosen))
+def _fitted(answered: pa.Table, heads: pa.Table, rows: pa.Table, *, exclude_seen: bool) -> Stackers:
+    """Of the features of held-out rows, and of the items that lists are made of.
+
+    Raises:
+      InputError: as `stacker.fit_for_lists`.
+    """
+    features, place_of = _features(answered), {pair: place for place, pair in enumerate(_pairs(answered))}
+    held = list(zip(_pairs(rows), rows[c.IS_LIKED].to_pylist(), rows[evaluation.IS_SEEN].to_pylist(), strict=True))
+    known = [one for one in held if one[0] in place_of]  # the model refused the item or the user of the others
+    places, labels = [place_of[pair] for pair, _, _ in known], np.array([liked for _, liked, _ in known], dtype=bool)
+    rating = stacker.fit(features[places], labels) if len(np.unique(labels)) == 2 else None
+
+    with_heads, pairs = set(heads[c.USER_ID].to_pylist()), _pairs(heads)
+    relevant = {pair for pair, liked, seen in known if liked and not (seen and exclude_seen) and pair[0] in with_heads}
+    missed = sorted(relevant.difference(pairs))
+    pairs += missed
+    codes = np.unique([user for user, _ in pairs], return_inverse=True)[1]
+    own = features[[place_of[pair] for pair in missed]]
+    own = np.concatenate([_features(heads), own]) if heads.num_rows else own
+    return Stackers(rating, stacker.fit_for_lists(own, np.array([pair in relevant for pair in pairs]), codes))
 
 
-def _table(users: list[str], items: list[str]) -> pa.Table:
-    return pa.table({c.USER_ID: pa.array(users, pa.string()), c.ITEM_ID: pa.array(items, pa.string())})
-
-
-def _fitted(
-    answered: pa.Table, rows: pa.Table, seen: pa.Table, drawn: pa.Table, whole: pa.Table, *, exclude_seen: bool
-) -> Stackers:
+def _features(answered: pa.Table) -> Floats:
     flat = answered[hybrid.FEATURES].combine_chunks()
-    features = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
-    place_of = {pair: place for place, pair in enumerate(_pairs(answered))}
-    known_rows = [
-        (place_of[pair], is_liked, is_seen)
-        for pair, is_liked, is_seen in zip(
-            _pairs(rows), rows[c.IS_LIKED].to_pylist(), rows[evaluation.IS_SEEN].to_pylist(), strict=True
-        )
-        if pair in place_of  # the model refused the item or the user
-    ]
-    relevant = {place for place, is_liked, is_seen in known_rows if is_liked and not (is_seen and exclude_seen)}
-    met = {place_of[pair] for pair in _pairs(seen) if pair in place_of}
-    known = {place_of[pair] for pair in _pairs(rows) if pair in place_of} | met
-    codes = np.unique(answered[c.USER_ID].to_numpy(zero_copy_only=False), return_inverse=True)[1]
-
-    def told(others: set[int], liked: set[int]) -> tuple[Any, Any, Any]:
-        """Features, whether relevant, and the users of some rows."""
-        places = np.array([*sorted(liked), *sorted(others)], dtype=np.int64)
-        return features[places], np.arange(len(places)) < len(liked), codes[places]
-
-    others, listed = ({place_of[pair] for pair in _pairs(some) if pair in place_of} for some in (drawn, whole))
-    n_asked = len(np.unique(codes[sorted(listed & relevant)])) if listed & relevant else 0
-    lists = Lists.of(*told(listed - met - relevant, listed & relevant)) if n_asked >= FEWEST else None
-    ranking = stacker.fit_for_lists(*told(others - known, relevant), lists)
-    places = np.array([place for place, _, _ in known_rows], dtype=np.int64)
-    labels = np.array([is_liked for _, is_liked, _ in known_rows], dtype=bool)
-    has_both = len(np.unique(labels)) == 2
-    return Stackers(stacker.fit(features[places], labels) if has_both else None, ranking)
+    return np.asarray(flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1))
 
 
 def _pairs(table: pa.Table) -> list[tuple[str, str]]:

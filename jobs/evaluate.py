@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
@@ -44,9 +45,7 @@ from flmrec_spark.stages.models import Models, answered, listed
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.strategies import depends_on
 from flmrec_spark.tables import schemas
-from flmrec_spark.tables.delta import run_predicate
 
-INPUTS = ("interactions", "items", "users")
 REPORT_LIST = 10  # items of a list that the page shows
 
 log = logging.getLogger("flmrec")
@@ -60,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(job: Job) -> None:
     config = job.config.evaluate
-    for name in INPUTS:
+    for name in stored.INPUTS:
         job.inputs[name] = str(job.tables.version(name))
     for schema in (schemas.EVALUATION, schemas.RUNS):
         job.tables.expect_room(schema)
@@ -69,7 +68,7 @@ def evaluate(job: Job) -> None:
     with job.timed("ship"):
         items, users = job.read("items"), job.read("users")
         shipped = ship(job.spark, checkpoint=job.config.checkpoint, items=items, users=users, score=job.config.score)
-        measuring.tell_what_it_was_trained_on(job)
+        measuring.tell_of_the_checkpoint(job)
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
     diverse = diverse_lists(job)
@@ -86,14 +85,17 @@ def evaluate(job: Job) -> None:
 
 
 def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measurement]:
-    """The measurements, read back when a finished run of this id has made them; its counts are the job's then."""
+    """The measurements, read back when a run of this id has made them, be it that it ended before its page was there.
+
+    Its counts and versions are the job's then.
+    """
     config, lists = job.config.evaluate, job.config.score
     compares = diverse is not None and lists.strategy in config.baselines
     made_by = depends_on(config.baselines, tools=tools(job), compares_texts=compares)
     made_of = stored.fingerprint(
         job.tables,
-        job.inputs,
         config,
+        checkpoint=shipped.digest,
         precision=lists.precision,
         exclude_seen=lists.exclude_seen,
         diverse=diverse,
@@ -101,17 +103,17 @@ def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None)
         made_by=made_by,
     )
     job.run_id = job.run_id or f"evaluate-{made_of}"
-    measured = stored.read(job.tables, job.run_id, made_of=made_of) if job.is_recorded() else None
-    if measured is not None:
-        row = job.tables.read("runs").where(run_predicate(job.run_id, job=job.name)).collect()[0]
-        job.status, job.counts = "already done", dict(row["counts"])
-        job.versions |= {name: told for name, told in row["versions"].items() if name.startswith("precision")}
-        return measured
+    is_done = job.is_recorded()
+    before = stored.read(job.tables, job.run_id, made_of=made_of, is_done=is_done)
+    if before is not None:
+        job.status = "already done" if is_done else job.status
+        job.counts, job.versions = dict(before.counts), dict(before.versions)
+        return before.measured
     measured = _measured(job, shipped, diverse)
     job.counts["measurements"] = len(measured)
-    told = {"run_id": job.run_id, "split": config.split, "made_of": made_of}
+    own: dict[str, Any] = {"run_id": job.run_id, "split": config.split, "made_of": made_of, "metadata": job.metadata()}
     with job.timed("write"):
-        stored.write(job.spark, job.tables, measured, metadata=job.metadata(), **told)
+        stored.write(job.spark, job.tables, measured, counts=job.counts, versions=job.versions, **own)
     return measured
 
 
@@ -128,7 +130,7 @@ def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measu
             job.versions |= told
             shipped = _of_split(job, shipped)
         models = _models(job, shipped, diverse)
-        _tell_what_is_missing(models, config.against)
+        measuring.tell_what_is_missing(models, config.against)
         with job.timed("score held-out rows"):
             rows = _scored_rows(job, inputs, models)
         with job.timed("score lists"):
@@ -177,13 +179,6 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         return models
 
 
-def _tell_what_is_missing(models: Models, against: str | None) -> None:
-    if against is not None and against not in models.baselines:
-        log.warning("evaluate: %s was left out: differences are not taken to evaluate.against", against)
-    if models.diverse is not None and models.published not in models.listing:
-        log.warning("evaluate: the diverse lists of score.strategy = %s are not measured", models.published)
-
-
 def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:
     """The held-out rows that have a score, one column per model, in a fixed order."""
     asked = _spread(job, evaluation.pointwise_prompts(inputs.prompts, inputs.rows))
@@ -216,7 +211,8 @@ def _lists(
 
 def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
     def lists_of(prompts: DataFrame) -> DataFrame:
-        found = _of_split(job, settled(shipped, prompts, job.config.score)[0])
+        measured = replace(shipped.bundle, precision=job.versions["precision"])  # a trial on so few may find another
+        found = _of_split(job, replace(shipped, bundle=measured))
         return scores(prompts, found, n=REPORT_LIST).where(F.col(c.RANK) >= 1)
 
     publish(
@@ -225,6 +221,7 @@ def _publish(job: Job, shipped: Shipped, result: Result, file: Path) -> None:
         run_id=job.run_id,
         counts=job.counts,
         inputs=job.inputs,
+        join=job.versions.get("join"),
         tables=job.tables,
         checkpoint=job.config.checkpoint,
         evaluate=job.config.evaluate,
@@ -240,8 +237,7 @@ def _of_split(job: Job, shipped: Shipped) -> Shipped:
     return shipped.of_train() if job.config.evaluate.split == c.VALID else shipped
 
 
-def _spread(job: Job, users: DataFrame) -> DataFrame:
-    # Few and small rows, much work each: Spark would put them all into one task.
+def _spread(job: Job, users: DataFrame) -> DataFrame:  # few rows, much work each: Spark would make one task of them
     return users.repartition(job.n_partitions, c.USER_ID)
 
 

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 # Lowest first; a module imports from its own line and those above it. `lm` and `tables` do not see each other.
 LAYERS = (
     ("columns",),
-    ("errors",),
+    ("errors", "yaml_text"),
     (
         "files",
         "cli",
@@ -24,6 +24,7 @@ LAYERS = (
         "model_sections",
         "training_sections",
         "config",
+        "pieces",
         "prompts",
         "metrics",
         "list_metrics",

@@ -99,7 +99,9 @@ def test_every_fault_of_file_and_overrides_is_told_at_once(tmp_path: Path) -> No
         ("prepare.split.valid_share=0.95", "prepare.split: valid_share + test_share: got 1.05, expected below 1"),
         ("prepare.rating_range=[5, 1]", "prepare: rating_range: got [5.0, 1.0], expected [lowest, highest]"),
         ("prepare.event_values={buy: 1}", "prepare.liked_at_least: got null, expected a worth"),
-        ("prepare.event_values={yes: 1}", "got the event true, expected names: put yes, no, true and"),
+        ("prepare.event_values={yes: 1}", "got the event true, expected names: put yes, no, true, 1.50 and"),
+        ("prepare.event_values={1.50: 1}", "got the event 1.5, expected names: put yes, no, true, 1.50 and"),
+        ("prepare.event_values={null: 1}", "got the event null, expected names: put yes, no, true, 1.50 and"),
         ("prepare.liked_at_least=.nan", "prepare.liked_at_least: got nan, expected a finite number"),
         ("prepare.interactions.table=x", "prepare.interactions: give either `path` or `table`"),
         ("tables.database=my-db; DROP", "tables.database: got 'my-db; DROP'"),
@@ -304,3 +306,13 @@ def test_tokens_of_no_factors_are_refused(smallest: Path) -> None:
 def test_events_that_yaml_reads_as_numbers_are_names(smallest: Path) -> None:
     found = load_config(smallest, ["prepare.event_values={0: 1, 'true': 2, view: 3}", "prepare.liked_at_least=2"])
     assert found.prepare.event_values == {"0": 1.0, "true": 2.0, "view": 3.0}
+
+
+def test_a_number_is_decimal_and_what_begins_with_a_zero_is_text(smallest: Path) -> None:
+    given = "prepare.event_values={01: 1, 010: 2, 0x10: 3, 12:30: 4, 7: 5, 0: 6}"
+    config = load_config(smallest, [given, "prepare.liked_at_least=1"])
+    assert config.prepare.event_values == {"01": 1.0, "010": 2.0, "0x10": 3.0, "12:30": 4.0, "7": 5.0, "0": 6.0}
+    assert load_config(smallest, ["score.n=1_0"]).score.n == 10
+    again = smallest.parent / "again.yaml"
+    again.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(again, []).prepare.event_values == config.prepare.event_values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmrec_spark.errors import ConfigError
-from flmrec_spark.prompts import Template, as_text, load_template, parse_template
+from flmrec_spark.pieces import Piece, as_text
+from flmrec_spark.prompts import Template, load_template, parse_template
 
 ROOT = Path(__file__).parent.parent
 FORM = """
@@ -53,6 +55,24 @@ def test_an_item_that_fills_no_piece_is_its_title() -> None:
     found = template(item='["{year}"]', liked='" {year}"')
     assert found.render_item({"item_id": "1", "title": "Heat"}) == "Heat"
     assert found.render_entry({"item_id": "1", "title": "Heat"}, is_liked=True, value=None) == " Heat"
+
+
+@pytest.mark.parametrize(
+    ("piece", "expected"),
+    [
+        (" liked {title} ({genres});", " liked Alien;"),
+        (" liked {title:3} [{genres:9}], {year}!", " liked Ali, 1979!"),
+        ("喜欢《{title}》（{genres}）；", "喜欢《Alien》；"),
+        (" liked {title}: {genres};", " Alien"),
+        (" {{{title}}} ({genres})", " {Alien}"),
+        (" liked {genres}", " Alien"),
+        (" liked [{genres}]({genres})", " liked"),
+    ],
+)
+def test_an_entry_without_a_field_still_says_whether_it_was_liked(piece: str, expected: str) -> None:
+    found = template(liked=json.dumps(piece, ensure_ascii=False))
+    item = {"item_id": "1", "title": "Alien", "genres": None, "year": "1979"}
+    assert found.render_entry(item, is_liked=True, value=None) == expected
 
 
 def test_an_empty_piece_says_nothing_of_an_interaction() -> None:
@@ -204,3 +224,26 @@ def test_a_template_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     file.write_bytes(FORM.encode("utf-16"))
     with pytest.raises(ConfigError, match=r"prompts.template: .*mine.yaml: not readable as UTF-8"):
         load_template(str(file))
+
+
+def test_a_rating_is_never_cut() -> None:
+    found = template(liked='" {rating} {title}"')
+    assert found.render_entry({"title": "Heat"}, is_liked=True, value=1234567.0) == " 1234567 Heat"
+
+
+def test_a_key_that_stands_twice_and_a_cue_with_a_field_are_refused() -> None:
+    text = template().to_yaml()
+    with pytest.raises(ConfigError, match="key user stands twice"):
+        parse_template(text + "user: []\n", where="t.yaml")
+    answer = 'answer: {cue: " Would they like {title}?", liked: " yes", disliked: " no"}\n'
+    with pytest.raises(ConfigError, match=r"t.yaml: answer.cue: got .* expected a text in quotes, of no field"):
+        parse_template(text + answer, where="t.yaml")
+
+
+@given(st.text(st.characters(exclude_characters="{}", exclude_categories=("Cs",)), max_size=20))
+def test_a_template_is_read_back_as_it_was_written(text: str) -> None:
+    entry, item = Piece(f"{text}{{title}}", ""), Piece("{title}", "")
+    before = Template("t", (Piece(text, ""),), entry, entry, Piece("", ""), (item,))
+    again = parse_template(before.to_yaml(), where="t")
+    assert again.to_yaml() == before.to_yaml()
+    assert [piece.text for piece in again.user] == [text]

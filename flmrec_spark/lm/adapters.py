@@ -90,6 +90,9 @@ class Adapter:
     def after_step(self, step: int) -> None:
         """AdaLoRA: cuts the rank by the gradients of a step, counted from 1; they must still be there."""
         if self._is_adaptive:
+            for name, value in self.tuner.model.named_parameters():
+                if "lora_" in name and value.requires_grad and value.grad is None:  # of a product that this join skips
+                    value.grad = torch.zeros_like(value)
             self.tuner.update_and_allocate(step)
 
     def state(self) -> dict[str, Tensor]:
@@ -119,6 +122,7 @@ class Adapter:
         folder.mkdir(parents=True)
         config = copy.deepcopy(self.config)
         config.inference_mode = True
+        config.target_modules = sorted(config.target_modules)  # peft's set has another order in every process
         if self._is_adaptive:
             config.rank_pattern = None  # a rank that was cut is written with its e, which is 0
         backbone = self.tuner.model

@@ -57,6 +57,7 @@ class Examples:
     targets: Index  # (R, width): place of the item, or -1
     labels: Floats  # (R, width): 1 liked, 0 not
     n_cut: int  # interactions that did not fit the token budget, all prefixes together
+    n_refused: int  # examples whose text before the history did not fit it alone, and which are left out
     moments: Index  # (R,): the history lies strictly before it
     is_new: npt.NDArray[np.bool_]  # (R,): the user has no history
     sources: list[Source] = field(default_factory=list)  # of each row, when they are kept
@@ -97,13 +98,14 @@ def examples(
     profiles = {row[c.USER_ID]: row for row in prepared.tables["users"].to_pylist()}
     place_of_user = {user: place for place, user in enumerate(user_ids)}
     place_of_item = {item: place for place, item in enumerate(items.item_ids)}
-    prefixes, users, moments, is_new, sources, n_cut = [], [], [], [], [], 0
+    prefixes, users, moments, is_new, sources, n_cut, n_refused = [], [], [], [], [], 0, 0
     rows: list[list[tuple[int, float]]] = []
     for row in table.to_pylist():
         history = [_interaction(entry, items, place_of_item) for entry in row[c.HISTORY]]
         profile = {key: value for key, value in profiles[row[c.USER_ID]].items() if key != c.USER_ID}
         segment = segmenter.user(profile, history)
         if segment is None:
+            n_refused += 1
             continue
         n_cut += segment.n_cut
         asked = [
@@ -126,7 +128,7 @@ def examples(
         labels[at, : len(asked)] = [label for _, label in asked]
     place_of_row, moment_of_row = (np.array(part, dtype=np.int64) for part in (users, moments))
     new_of_row = np.array(is_new, dtype=bool)
-    return Examples(prefixes, place_of_row, targets, labels, n_cut, moment_of_row, new_of_row, sources)
+    return Examples(prefixes, place_of_row, targets, labels, n_cut, n_refused, moment_of_row, new_of_row, sources)
 
 
 def profiles(prepared: Prepared, segmenter: Segmenter, user_ids: Sequence[str], *, are_read: bool) -> list[list[int]]:

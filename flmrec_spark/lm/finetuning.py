@@ -154,6 +154,7 @@ def _told(trainer: Trainer, prepared: Prepared) -> dict[str, object]:
             "items": len(data.catalog.item_ids),
             "items_refused": int((~data.catalog.is_known).sum()),
             "train_examples": len(data.train),
+            "examples_refused": data.train.n_refused,
             "history_cut": data.train.n_cut,
         },
     }

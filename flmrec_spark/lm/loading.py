@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config
-from flmrec_spark.errors import InputError
+from flmrec_spark.errors import CheckpointError, InputError
 from flmrec_spark.lm import checkpoint, dataset
 from flmrec_spark.lm.batches import Negatives
 from flmrec_spark.lm.dataset import Catalog, Examples, Index
-from flmrec_spark.lm.families.loading import layout_of
+from flmrec_spark.lm.families.loading import layout_of, vocabulary_of
 from flmrec_spark.lm.prepared import Prepared, drawn_users, expect_histories
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.prompts import load_template
@@ -40,13 +40,11 @@ def load_data(config: Config, prepared: Prepared) -> Data:
       ConfigError: the template names an attribute that the tables lack, or prompts are to show longer histories than
         the tables have.
       InputError: no train example, or no valid one to stop and calibrate by.
-      CheckpointError: the pretrained folder has no tokenizer.
+      CheckpointError: the pretrained folder has no tokenizer, or one that gives tokens which the model does not know.
     """
     expect_histories(prepared, config.prompts.history_length)
     segmenter = load_segmenter(config)
-    segmenter.template.check(
-        item_fields=[c.TITLE, c.ITEM_ID, *prepared.fields("items")], user_fields=prepared.fields("users")
-    )
+    check_template(segmenter, prepared)
     catalog = dataset.catalog(prepared.tables["items"], segmenter)
     n_refused = int((~catalog.is_known).sum())
     too_long = f"{n_refused:,} of {len(catalog.item_ids):,} items are longer than prompts.item_tokens"
@@ -58,20 +56,40 @@ def load_data(config: Config, prepared: Prepared) -> Data:
     train = dataset.examples(
         prepared, c.TRAIN, catalog, segmenter, width=width, user_ids=user_ids, keeps_sources=keeps_sources
     )
+    if train.n_refused:
+        log.warning(
+            "finetune: %s of %s train examples have a profile that is longer than prompts.user_tokens and are left out",
+            f"{train.n_refused:,}",
+            f"{train.n_refused + len(train):,}",
+        )
     drawn = drawn_users(prepared, c.VALID, n=config.finetune.valid_users, seed=[config.finetune.seed, 3])
     valid = dataset.examples(prepared, c.VALID, catalog, segmenter, width=None, user_ids=user_ids, only=drawn)
     for split, rows in ((c.TRAIN, train), (c.VALID, valid)):
         if not len(rows):
             cause = f"; {too_long}" if n_refused else ""
+            if rows.n_refused:
+                cause += f"; {rows.n_refused:,} have a profile that is longer than prompts.user_tokens"
             raise InputError(
                 f"table examples: got no usable row of split {split}, expected some{cause}; see prepare.split"
             )
+    largest = max(int(catalog.tokens.ids.max()), max(map(max, [*train.prefixes, *valid.prefixes])))
+    if largest >= (n_words := vocabulary_of(config.model.path)):
+        raise CheckpointError(
+            f"{config.model.path}: the tokenizer gives token {largest}, but the model has {n_words} of them, "
+            "expected one that knows all tokens of its tokenizer"
+        )
     seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
     negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)
     settings = config.model.collaborative
     profiles = dataset.profiles(prepared, segmenter, user_ids, are_read=settings.dimension > 0 and settings.profile > 0)
     return Data(segmenter, catalog, user_ids, train, valid, negatives, seen, profiles)
+
+
+def check_template(segmenter: Segmenter, prepared: Prepared) -> None:
+    """Raises ConfigError where a piece names a field that the tables lack."""
+    items = [c.TITLE, c.ITEM_ID, *prepared.fields("items")]
+    segmenter.template.check(item_fields=items, user_fields=prepared.fields("users"))
 
 
 def load_segmenter(config: Config, *, has_factors: bool = True) -> Segmenter:

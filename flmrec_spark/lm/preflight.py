@@ -105,7 +105,8 @@ def activation_floats(model: Any, shape: StepShape, config: Config) -> float:
     head (2 with dropout). In bf16 about half of all this is float32.
     """
     hidden, n_layers = int(model.hidden_size), int(model.num_hidden_layers)
-    inner = next((getattr(model, name, None) for name in ("intermediate_size", "n_inner", "d_ff")), None) or 4 * hidden
+    named = (getattr(model, name, None) for name in ("intermediate_size", "n_inner", "d_ff", "hidden_dim"))
+    inner = next((value for value in named if value), 4 * hidden)
     settings, n_heads = config.finetune, float(model.num_attention_heads)
     is_lean, drops = settings.gradient_checkpointing, settings.dropout > 0
     per_token = 5.0 * hidden if is_lean else 9.0 * hidden + 2.0 * inner + (3.0 * hidden if drops else 0.0)

@@ -10,7 +10,8 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from transformers.utils import logging as hf_logging
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config, PretrainConfig
-from flmrec_spark.errors import CheckpointError, ConfigError
+from flmrec_spark.errors import CheckpointError, ConfigError, InputError
 from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
-from flmrec_spark.lm.loading import load_segmenter
+from flmrec_spark.lm.loading import check_template, load_segmenter
 from flmrec_spark.lm.prepared import Prepared, expect_histories, read_tables
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.lm.token_block import TokenBlock
@@ -72,6 +73,7 @@ def _pretrain_alone(config: Config, target: Path, source: Path, *, force: bool) 
     if not force and _read(target).get("fingerprint") == key:
         return {**_read(target), "status": "already done"}
     segmenter = load_segmenter(config, has_factors=False)
+    check_template(segmenter, prepared)
     texts = read_texts(prepared, segmenter)
     torch.manual_seed(config.pretrain.seed)
     model, objective, is_new = load_language_model(source)
@@ -153,6 +155,7 @@ def train(model: Any, texts: TokenBlock, tokenizer: Any, settings: PretrainConfi
         epoch_order(lengths, per_step=settings.texts_per_step, seed=settings.seed, epoch=epoch)
         for epoch in range(settings.epochs)
     )
+    head, n_words = model.get_output_embeddings(), min(len(tokenizer), int(model.get_input_embeddings().num_embeddings))
     steps = [rows for epoch in epochs for rows in epoch][:n_steps]
     for number, rows in enumerate(tqdm(steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty())):
         torch.manual_seed(settings.seed * 1_000_003 + number)
@@ -160,21 +163,37 @@ def train(model: Any, texts: TokenBlock, tokenizer: Any, settings: PretrainConfi
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * ((number + 1) / n_warm if number < n_warm else decay)
         block = texts.take(rows)
-        ids, asked = _question(block, tokenizer, settings, objective=objective, number=number)
+        ids, asked = _question(block, tokenizer, settings, objective=objective, number=number, n_words=n_words)
+        is_asked = asked != _NOT_ASKED
+        if not is_asked.any():
+            continue
         seen = torch.arange(ids.shape[1])[None] < torch.from_numpy(block.lengths)[:, None]
-        logits = model(ids.to(device), attention_mask=seen.long().to(device)).logits
-        value = nn.functional.cross_entropy(logits.flatten(0, 1).float(), asked.to(device).flatten())
+        with _at(head, is_asked.to(device)):
+            logits = model(ids.to(device), attention_mask=seen.long().to(device)).logits
+        value = nn.functional.cross_entropy(logits.float(), asked[is_asked].to(device))
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         optimizer.step()
         losses.append(float(value.detach()))
+    if not losses:
+        raise InputError(f"pretrain: got no token to guess in {len(texts):,} texts, expected some the tokenizer knows")
     log.info("pretrain: %d steps, loss %.4f -> %.4f", len(losses), losses[0], losses[-1])
     return losses
 
 
+@contextmanager
+def _at(head: nn.Module, places: Tensor) -> Iterator[None]:
+    """The language head answers at these places (B, T) alone, (n, V): those of every token would fill the memory."""
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][places], *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _question(
-    block: TokenBlock, tokenizer: Any, settings: PretrainConfig, *, objective: str, number: int
+    block: TokenBlock, tokenizer: Any, settings: PretrainConfig, *, objective: str, number: int, n_words: int
 ) -> tuple[Tensor, Tensor]:
     """(inputs, labels), int64 (B, T) each; a label is asked where it is not -100."""
     ids = block.ids.astype(np.int64)
@@ -186,9 +205,9 @@ def _question(
     random = np.random.default_rng([settings.seed, 5, number])
     is_text &= ~np.isin(ids, tokenizer.all_special_ids)
     chosen = is_text & (random.random(ids.shape) < settings.mask_share)
-    if not chosen.any():  # a step that asks nothing has no loss
+    if is_text.any() and not chosen.any():  # a step that asks nothing has no loss
         chosen.flat[random.choice(np.flatnonzero(is_text))] = True
-    way, other = random.random(ids.shape), random.integers(0, len(tokenizer), ids.shape)
+    way, other = random.random(ids.shape), random.integers(0, n_words, ids.shape)
     shown = np.where(way < 0.8, tokenizer.mask_token_id, np.where(way < 0.9, other, ids))
     return torch.from_numpy(np.where(chosen, shown, ids)), torch.from_numpy(np.where(chosen, ids, _NOT_ASKED))
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm.token_block import TokenBlock
-from flmrec_spark.prompts import Fields, Template
+from flmrec_spark.pieces import Fields
+from flmrec_spark.prompts import Template
 
 TOO_LONG_USER = "instruction and profile exceed prompts.user_tokens"
 TOO_LONG_ITEM = "item text exceeds prompts.item_tokens"
@@ -85,6 +86,7 @@ class Segmenter:
         self.layout = layout or Layout()
         self.has_factors = has_factors
         self._tokens: dict[str, list[int]] = {}
+        self._special = frozenset(map(int, tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
         self._user_marks, self._item_marks = self._marks()
         ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
         self._nothing = next((int(token) for token in ends if token is not None), PAD)
@@ -102,6 +104,7 @@ class Segmenter:
 
     def user(self, profile: Fields, history: Sequence[Interaction]) -> UserSegment | None:
         """The user segment, or None when the text before the history does not fit the budget alone."""
+        history = history[: self.history_length]
         head = self._encode_all([self.template.render_user(profile)])[0]  # not kept: as many as users
         room = self.user_tokens - _n(self._user_marks) - len(head)
         if room < 0:
@@ -111,7 +114,7 @@ class Segmenter:
             return UserSegment(self._marked([*head, *none[:room]], self._user_marks), 0, self._told(head))
         ids: list[int] = []
         taken = 0
-        for entry in history[: self.history_length]:
+        for entry in history:
             tokens = self._entry(entry)
             if len(tokens) > room:
                 continue  # longer than any room: left out alone, or nothing older would ever be shown
@@ -154,10 +157,11 @@ class Segmenter:
         liked, disliked = self._encode_all([answer.liked, answer.disliked])
         if liked[:1] == disliked[:1] and not self.tokenizer.decode(liked[:1]).strip():
             liked, disliked = liked[1:], disliked[1:]  # a mark of a word's beginning, which no cue could hold
-        if not liked or not disliked or liked[0] == disliked[0]:
+        blank = [not self.tokenizer.decode(ids[:1]).strip() for ids in (liked, disliked)]
+        if any(blank) or liked[0] == disliked[0]:
             raise ConfigError(
                 f"prompts.template: answer: {answer.liked!r} and {answer.disliked!r} read as {liked} and {disliked}, "
-                "expected different first tokens; what both begin with belongs to the cue"
+                "expected different first tokens, of which none is blank; what both begin with belongs to the cue"
             )
         return liked[0], disliked[0]
 
@@ -218,6 +222,13 @@ class Segmenter:
         # A title "[SEP]" is text as any other: only this module places special tokens.
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         ids: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
+        for place, own in enumerate(ids):
+            if not self._special.isdisjoint(own):  # of some vocabularies "</s>" is a word as well
+                broken = texts[place]
+                for token in self.tokenizer.all_special_tokens:
+                    broken = broken.replace(token, f"{token[:1]} {token[1:]}")
+                again = self.tokenizer([broken], **options)["input_ids"][0]
+                ids[place] = [token for token in again if token not in self._special]
         return ids
 
 

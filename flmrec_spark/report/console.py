@@ -48,16 +48,18 @@ def _keys(by_key: Found) -> Iterator[tuple[str, int]]:
 
 def _values(by_key: Found, keys: Sequence[tuple[str, int]], models: Sequence[str], title: str) -> Table:
     caption = f"bold: the best; below {models[0]} its 95 % interval; all metrics are in the table evaluation"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=Text(title), caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.add_column("model")
     for key in keys:
         table.add_column(found.name_of(_SHORT.get(key[0], key[0]), key[1]), justify="right")
     best = {key: found.best(by_key, key, models) for key in keys}
+    decimals = {key: found.decimals(by_key, key, models) for key in keys}
     for model in models:
         row = {key: by_key[model, *key] for key in keys}
-        table.add_row(model, *(_cell(cell.value, bold=cell.value == best[key]) for key, cell in row.items()))
+        cells = (_cell(cell.value, decimals[key], bold=cell.value == best[key]) for key, cell in row.items())
+        table.add_row(model, *cells)
         if model == models[0]:
-            table.add_row("", *(_bracket(cell) for cell in row.values()), style="dim")
+            table.add_row("", *(_bracket(cell, decimals[key]) for key, cell in row.items()), style="dim")
     return table
 
 
@@ -81,7 +83,8 @@ def _cost(by_key: Found, chosen: str, plain: str) -> Table:
     for column in ("metric", plain, chosen, "difference", "95 %", "so"):
         table.add_column(column, justify="left" if column in ("metric", "95 %", "so") else "right")
     for key in found.traded(by_key, chosen):
-        values = [_cell(by_key[model, *key].value, bold=False) for model in (plain, chosen)]
+        decimals = found.decimals(by_key, key, (plain, chosen))
+        values = [_cell(by_key[model, *key].value, decimals, bold=False) for model in (plain, chosen)]
         row = by_key.get((difference(chosen, plain), *key))
         cells = ["", "", ""]
         if row is not None and row.value is not None:
@@ -90,11 +93,13 @@ def _cost(by_key: Found, chosen: str, plain: str) -> Table:
     return table
 
 
-def _cell(value: float | None, *, bold: bool) -> Text:
-    return Text(NOTHING if value is None else f"{value:.3f}", style="bold" if bold and value is not None else "")
+def _cell(value: float | None, decimals: int, *, bold: bool) -> Text:
+    return Text(
+        NOTHING if value is None else f"{value:.{decimals}f}", style="bold" if bold and value is not None else ""
+    )
 
 
-def _bracket(row: Measurement) -> str:
+def _bracket(row: Measurement, decimals: int) -> str:
     if row.low is None or row.high is None:
         return ""
-    return "–".join(f"{end:.3f}".removeprefix("0") for end in (row.low, row.high))
+    return "–".join(f"{end:.{decimals}f}".removeprefix("0") for end in (row.low, row.high))

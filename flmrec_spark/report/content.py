@@ -115,7 +115,8 @@ class Result:
         for chosen, plain in self.diverse.items():
             keys = found.traded(self.every, chosen)
             rows = [
-                (model_name(model), [parts.cell(self.every[model, *key]) for key in keys]) for model in (plain, chosen)
+                (model_name(model), [self._cell(model, key, marks_best=False) for key in keys])
+                for model in (plain, chosen)
             ]
             rows.append(("difference", self._differing((chosen, plain), keys)))
             yield Grid(f"{model_name(chosen)} beside {model_name(plain)}", [metric_name(*key) for key in keys], rows)
@@ -136,9 +137,10 @@ class Result:
                 yield Figure(title, drawing, parts.legend(series))
 
     def differences(self) -> Iterator[Grid]:
-        """Paired differences at each key: of the model and of each stack to every other, of the others to `against`."""
-        for one in (self.models[0], *(model for model in self.models if model in self.stacks)):
-            others = [model for model in self.models if model != one]
+        """Paired differences at each key: the model to each other, a stack to each baseline, these to `against`."""
+        ours = self.models[0]
+        for one in (ours, *(model for model in self.models if model in self.stacks)):
+            others = [model for model in self.models if model != one and (one == ours or model != ours)]
             yield from self._differences(
                 f"{model_name(one)} less each other", {other: (one, other) for other in others}
             )
@@ -177,33 +179,36 @@ class Result:
         )
 
     def segments(self) -> Iterator[tuple[Figure, Grid]]:
-        """The model beside its best baseline over all users, in each segment that somebody is in."""
+        """The model beside its best baseline over all users, if any, in each segment that somebody is in."""
         k = found.middle_cutoff(self.every)
         for key in (("auc", 0), ("uauc", 0), ("ndcg", k)):
             rival = found.best_model(self.every, key, self.baselines)
-            if key not in self.keys or rival is None:
+            if key not in self.keys:
                 continue
+            shown = {OURS: self.models[0]} | ({} if rival is None else {THEIRS: rival})
             every = {name: found.of_segment(self.rows, name) for name in _SEGMENTS}
             found_in = {
                 name: part for name, part in every.items() if parts.number(part, self.models[0], key) is not None
             }
             rows = [
-                (name, [parts.dot(part[self.models[0], *key], OURS), parts.dot(part[rival, *key], THEIRS)])
+                (name, [parts.dot(part[model, *key], kind) for kind, model in shown.items()])
                 for name, part in found_in.items()
             ]
             drawing = charts.dots(rows, label=f"{metric_name(*key)} by segment")
             if drawing is not None:
-                names = ((OURS, model_name(self.models[0])), (THEIRS, model_name(rival)))
-                yield Figure(metric_name(*key), drawing, names), self._segment_grid(found_in, key, rival)
+                names = [(kind, model_name(model)) for kind, model in shown.items()]
+                yield Figure(metric_name(*key), drawing, names), self._segment_grid(found_in, key, [*shown.values()])
 
-    def _segment_grid(self, found_in: Mapping[str, Found], key: tuple[str, int], rival: str) -> Grid:
-        ours, rows = self.models[0], []
+    def _segment_grid(self, found_in: Mapping[str, Found], key: tuple[str, int], models: Sequence[str]) -> Grid:
+        """The models, and the difference where they are two."""
+        rows, decimals = [], found.decimals(self.every, key, models)
         for name, part in found_in.items():
-            row = part[difference(ours, rival), *key]
-            cells = [Cell(f"{part[ours, *key].n_users:,}")]
-            cells += [parts.cell(part[model, *key]) for model in (ours, rival)]
-            rows.append((name, [*cells, parts.differing(row)]))
-        return Grid(metric_name(*key), ["users", model_name(ours), model_name(rival), "difference"], rows)
+            cells = [Cell(f"{part[models[0], *key].n_users:,}")]
+            cells += [parts.cell(part[model, *key], decimals=decimals) for model in models]
+            cells += [parts.differing(part[difference(*models), *key])] if len(models) > 1 else []
+            rows.append((name, cells))
+        columns = ["users", *map(model_name, models), *(["difference"] if len(models) > 1 else [])]
+        return Grid(metric_name(*key), columns, rows)
 
     def _grid(self, title: str, keys: Sequence[tuple[str, int]]) -> Grid:
         shown = [key for key in keys if any(self._value(model, key) is not None for model in self.models)]
@@ -223,10 +228,12 @@ class Result:
     def _value(self, model: str, key: tuple[str, int]) -> float | None:
         return parts.number(self.every, model, key)
 
-    def _cell(self, model: str, key: tuple[str, int]) -> Cell:
+    def _cell(self, model: str, key: tuple[str, int], *, marks_best: bool = True) -> Cell:
         row = self.every.get((model, *key))
-        best = None if key[0] in LIST_QUALITIES else found.best(self.every, key, self.models)
-        return Cell(NOTHING) if row is None else parts.cell(row, best)
+        if row is None:
+            return Cell(NOTHING)
+        best = found.best(self.every, key, self.models) if marks_best and key[0] not in LIST_QUALITIES else None
+        return parts.cell(row, best, decimals=found.decimals(self.every, key, [*self.models, *self.diverse]))
 
     def _dot(self, model: str, key: tuple[str, int]) -> Dot:
         kind = OURS if model == self.models[0] else THEIRS if model == self.against else OTHER

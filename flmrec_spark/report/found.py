@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from flmrec_spark import metrics
@@ -10,6 +11,7 @@ from flmrec_spark.stages.segments import ALL
 
 NOTHING = "–"
 WITHIN_NOISE, BETTER, WORSE = "within noise", "better", "worse"
+_DECIMALS, _MOST_DECIMALS = 3, 6
 _TRADED = ("ndcg", "recall", "hit_rate", "diversity", "coverage")
 
 Found = Mapping[tuple[str, str, int], Measurement]  # by model, metric and k
@@ -45,6 +47,13 @@ def best_model(by_key: Found, key: tuple[str, int], models: Sequence[str]) -> st
     """The first of the models that has the best value."""
     value = best(by_key, key, models)
     return next((m for m in models if value is not None and by_key[m, *key].value == value), None)
+
+
+def decimals(by_key: Found, key: tuple[str, int], models: Sequence[str]) -> int:
+    """Of the models' values: 3, and more where the largest would have fewer than three digits; of a count as few."""
+    largest = max((abs(row.value) for model in models if (row := by_key.get((model, *key))) and row.value), default=1.0)
+    digits = 2 - math.floor(math.log10(largest))
+    return min(_MOST_DECIMALS, max(0 if key[0] == "average_popularity" else _DECIMALS, digits))
 
 
 def verdict(row: Measurement) -> str:

@@ -39,12 +39,14 @@ def render(
     training: Sequence[Mapping[str, Any]],
     examples: Sequence[ExampleUser],
     speeds: Sequence[Speed],
+    exclude_seen: bool = True,
 ) -> str:
     """The page as HTML.
 
     Args:
       training: the checkpoint's validations, each with `step` and metrics.
       examples, speeds: their sections are left out when empty.
+      exclude_seen: lists leave out what their user has met.
     """
     environment = Environment(
         loader=PackageLoader("flmrec_spark", "report"),
@@ -63,6 +65,7 @@ def render(
         verdicts={said: [one.metric for one in headlines if one.verdict == said] for said in _VERDICTS},
         training=training_figures(training),
         examples=examples,
+        exclude_seen=exclude_seen,
         speed=_speed_figure(speeds),
         meanings=[(words.metric_name(name), text) for name, text in words.MEANINGS.items()],
         OURS=OURS,

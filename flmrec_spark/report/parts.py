@@ -57,10 +57,10 @@ def number(every: Found, model: str, key: tuple[str, int]) -> float | None:
     return None if row is None else row.value
 
 
-def cell(row: Measurement, best: float | None = None) -> Cell:
+def cell(row: Measurement, best: float | None = None, *, decimals: int) -> Cell:
     if row.value is None:
         return Cell(NOTHING)
-    form = "{:,.0f}" if row.metric == "average_popularity" else "{:.3f}"
+    form = f"{{:,.{decimals}f}}"
     around = "" if row.low is None else found.interval(row, form).replace(" .. ", "–")
     return Cell(form.format(row.value), around, row.value == best)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyspark.sql import DataFrame
 
+from flmrec_spark import columns as c
 from flmrec_spark import files
 from flmrec_spark.config import EvaluateConfig
 from flmrec_spark.lm.checkpoint import read_metrics
@@ -28,6 +29,7 @@ def publish(
     run_id: str,
     counts: Mapping[str, int],
     inputs: Mapping[str, str],
+    join: str | None,
     tables: Tables,
     checkpoint: str,
     evaluate: EvaluateConfig,
@@ -38,8 +40,8 @@ def publish(
 ) -> None:
     """Writes the page of a run, its rows being in the table `evaluation`.
 
-    `counts` and `inputs` are those of the table `runs`; `lists_of` makes lists (user_id, rank, item_id, score) of rows
-    of `user_prompts.user_prompts`. Raises EnvironmentFault when the file cannot be written.
+    `counts` and `inputs` are those of the table `runs`, `join` is the model's, and `lists_of` makes lists (user_id,
+    rank, item_id, score) of rows of `user_prompts.user_prompts`. Raises EnvironmentFault when it cannot be written.
     """
     frames = (tables.read(name, version=int(inputs[name])) for name in ("interactions", "users", "items"))
     interactions, users, items = frames
@@ -58,9 +60,10 @@ def publish(
     earlier = []
     if tables.exists("runs"):
         of_jobs = tables.read("runs"), tables.read("evaluation")
-        earlier = collect_speeds(*of_jobs, model=result.models[0], split=evaluate.split, inputs=inputs)
+        own = {"job": "evaluate", c.RUN_ID: run_id, "inputs": dict(inputs), "versions": {"join": join}}
+        earlier = collect_speeds(*of_jobs, own=own, model=result.models[0], split=evaluate.split)
     n_rows = counts["held_out_rows"] - counts["unscored_rows"]
     about = page.Run(run_id, evaluate.split, n_rows, counts["users"], counts["items"], inputs)
     training = read_metrics(checkpoint).get("history", [])
-    text = page.render(result, about, training=training, examples=examples, speeds=earlier)
+    text = page.render(result, about, training=training, examples=examples, speeds=earlier, exclude_seen=exclude_seen)
     files.write(file, text, flag="--report")

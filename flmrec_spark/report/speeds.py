@@ -27,14 +27,20 @@ class Speed:
 
 
 def collect_speeds(
-    runs: DataFrame, evaluation: DataFrame, *, model: str, split: str, inputs: Mapping[str, str]
+    runs: DataFrame, evaluation: DataFrame, *, own: Mapping[str, Any], model: str, split: str
 ) -> list[Speed]:
-    """`speeds` of the tables runs and evaluation: of finished runs, and of evaluations of the model on the split."""
+    """`speeds` of the tables runs and evaluation: of finished runs, and of evaluations of the model on the split.
+
+    Args:
+      own: the run that asks, which is not in the table yet: job, run_id, inputs, versions.
+    """
     finished = runs.where((F.col("verdict") == "done") & F.col("job").isin("score", "evaluate")).orderBy("started_at")
     is_asked = (F.col("model") == model) & (F.col("metric") == QUALITY) & (F.col("segment") == ALL)
     rows = evaluation.where(is_asked & (F.col(c.SPLIT) == split) & F.col("value").isNotNull())
     qualities = {row[c.RUN_ID]: row["value"] for row in rows.select(c.RUN_ID, "value").collect()}
-    return speeds([row.asDict() for row in finished.collect()], qualities, inputs=inputs)
+    every = [row.asDict() for row in finished.collect()]
+    others = [row for row in every if (row["job"], row[c.RUN_ID]) != ("evaluate", own[c.RUN_ID])]
+    return speeds([*others, {"seconds": {}, "counts": {}, "config": "", **own}], qualities, inputs=own["inputs"])
 
 
 def speeds(
@@ -61,11 +67,13 @@ def speeds(
         checkpoint, quality = run["inputs"].get("checkpoint"), qualities.get(run[c.RUN_ID])
         is_comparable = all(run["inputs"].get(name) == inputs.get(name) for name in _INPUTS)
         if run["job"] == "evaluate" and is_comparable and checkpoint in rates and quality is not None:
-            name = _join(run["config"])
+            name = (run.get("versions") or {}).get("join") or _join(run["config"])
             found[name] = Speed(name, rates[checkpoint], quality)
     return list(found.values()) if len(found) > 1 else []
 
 
 def _join(config: str) -> str:
-    model = yaml.safe_load(config)["model"]
-    return f"layer {model['join_layer']}" if model["join"] == "layer" else str(model["join"])
+    """Of a run whose record has no join: what its config says of a model that it may not have trained."""
+    model = (yaml.safe_load(config) or {}).get("model", {})
+    join, layer = model.get("join", "layer"), model.get("join_layer", "last")
+    return f"layer {layer}" if join == "layer" else str(join)

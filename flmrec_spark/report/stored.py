@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
@@ -20,14 +20,15 @@ from flmrec_spark.stages.measurements import Measurement
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Metadata, Tables, run_predicate
 
-_FINGERPRINT = "fingerprint"
+INPUTS = ("interactions", "items", "users")
+_FINGERPRINT, _COUNTS, _VERSIONS = "fingerprint", "counts", "versions"
 
 
 def fingerprint(
     tables: Tables,
-    inputs: Mapping[str, str],
     evaluate: EvaluateConfig,
     *,
+    checkpoint: str,
     precision: str,
     exclude_seen: bool,
     diverse: Diverse | None = None,
@@ -37,6 +38,7 @@ def fingerprint(
     """What the measurements depend on, 12 hex digits; also the names of all that is measured.
 
     Args:
+      checkpoint: digest of the model's.
       exclude_seen: of lists.
       diverse: lists that are measured beside the plain ones.
       strategy: whose.
@@ -46,9 +48,10 @@ def fingerprint(
     if diverse is not None:
         settings |= {"diversity": diverse.config.model_dump(), "n": diverse.n, "strategy": strategy}
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
-    contents = [commit.get("content") for name in sorted(inputs) for commit in tables.commits(name)[:1]]
+    states = [tables.state(name) for name in INPUTS]
+    contents = [(state.of_rows, state.made.get("content")) for state in states]
     names = [*metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]
-    made_of = json.dumps([dict(inputs), contents, settings, names, *made_by], sort_keys=True)
+    made_of = json.dumps([checkpoint, contents, settings, names, *made_by], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
@@ -61,26 +64,50 @@ def write(
     split: str,
     made_of: str,
     metadata: Metadata,
+    counts: Mapping[str, int],
+    versions: Mapping[str, str],
 ) -> None:
-    """Replaces the run's rows, in one commit; `made_of` is their `fingerprint`."""
+    """Replaces the run's rows, in one commit, which keeps the run's counts and versions too.
+
+    Args:
+      made_of: their `fingerprint`.
+    """
     schema = T.StructType([T.StructField(col.name, col.type) for col in schemas.EVALUATION.columns])
     run_of = {c.RUN_ID: run_id, c.SPLIT: split}
     frame = spark.createDataFrame([{**asdict(row), **run_of} for row in measured], schema)
-    noted = {**metadata, _FINGERPRINT: made_of}
+    noted = {**metadata, _FINGERPRINT: made_of, _COUNTS: dict(counts), _VERSIONS: dict(versions)}
     tables.replace_rows(schemas.EVALUATION, frame.coalesce(1), run_predicate(run_id), noted)
 
 
-def read(tables: Tables, run_id: str, *, made_of: str) -> list[Measurement] | None:
-    """What the run has measured, in any order; None when it has measured nothing yet, or its rows were deleted.
+@dataclass(frozen=True)
+class Stored:
+    """What a run has measured, in any order, and its counts and versions."""
+
+    measured: list[Measurement]
+    counts: dict[str, int]
+    versions: dict[str, str]
+
+
+def read(tables: Tables, run_id: str, *, made_of: str, is_done: bool) -> Stored | None:
+    """None when the run has measured nothing yet, or its rows were deleted.
+
+    Args:
+      is_done: the run ended well; one that has not may measure something else now.
 
     Raises:
-      ConflictError: its `fingerprint` was another.
+      ConflictError: it is done, and its `fingerprint` was another.
     """
     written = [commit for commit in tables.commits(schemas.EVALUATION.name) if commit.get(c.RUN_ID) == run_id]
     if not written:
         return None
-    if written[0].get(_FINGERPRINT) != made_of:
+    last = written[0]
+    if last.get(_FINGERPRINT) != made_of:
+        if not is_done:
+            return None
         raise ConflictError(f"run {run_id}: it has measured other inputs or settings; give this one another --run-id")
     rows = tables.read(schemas.EVALUATION.name).where(run_predicate(run_id))
     names = [field.name for field in fields(Measurement)]
-    return [Measurement(**row) for row in rows.select(*names).toArrow().to_pylist()] or None
+    measured = [Measurement(**row) for row in rows.select(*names).toArrow().to_pylist()]
+    if not measured or _COUNTS not in last:  # or of a version that kept none
+        return None
+    return Stored(measured, last[_COUNTS], last[_VERSIONS])

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from flmrec_spark import columns as c
+from flmrec_spark import ranking
 from flmrec_spark.errors import ConflictError
 from flmrec_spark.stages import scores
 from flmrec_spark.stages.baselines import lists
@@ -30,23 +31,28 @@ FEATURES = "features"
 _Rows = Callable[[User, Answer, Any, Pack], Iterator[pa.RecordBatch]]
 
 
-def features(users: DataFrame, shipped: Shipped, packed: Packed) -> DataFrame:
+def features(users: DataFrame, shipped: Shipped, packed: Packed, *, head: int | None = None) -> DataFrame:
     """user_id, item_id, features: flm's log-odds of liking, those of its listing where it has one, then each fitted
     baseline's scores in their order, array of doubles.
 
     Args:
       users: rows of `user_prompts.user_prompts`. A row for each candidate that is not excluded; without candidates,
         for every item that may be listed.
+      head: of these only items that are among so many best of one of the columns: all that a list by a sum of
+        columns with weights of at least 0 can be expected to hold.
     """
 
     def rows(user: User, answer: Answer, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
         if answer.said is not None:
-            found = _features(user, worker, answer, pack)
+            found, places = _features(user, worker, answer, pack), _places(worker, answer)
+            if head is not None:
+                kept = _heads(found, head, answer.is_left if answer.asked is None else None)
+                found, places = found[kept], places[kept]
             offsets = pa.array(np.arange(len(found) + 1) * found.shape[1], pa.int32())
             yield pa.RecordBatch.from_pydict(
                 {
                     c.USER_ID: pa.array([user.user_id] * len(found), pa.string()),
-                    c.ITEM_ID: worker.catalogue.ids.take(pa.array(_places(worker, answer))),
+                    c.ITEM_ID: worker.catalogue.ids.take(pa.array(places)),
                     FEATURES: pa.ListArray.from_arrays(offsets, pa.array(found.ravel(), pa.float64())),
                 }
             )
@@ -111,6 +117,12 @@ def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, out
 def _places(worker: Any, answer: Answer) -> Any:
     """Places in the catalogue of the items that the answer's values belong to."""
     return worker.catalogue.listed if answer.asked is None else worker.catalogue.listed[answer.asked]
+
+
+def _heads(found: Floats, n: int, allowed: Any) -> Any:
+    """Places of the n best of each column (R, M) that are allowed (bool (R,)), ascending; nan is below all else."""
+    values = np.where(np.isnan(found), -np.inf, found)
+    return np.unique([place for column in values.T for place in ranking.best(column, n, allowed=allowed)])
 
 
 def _features(row: User, worker: Any, answer: Answer, pack: Pack) -> Floats:

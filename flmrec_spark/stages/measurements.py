@@ -67,11 +67,11 @@ def measure(
     Coverage and Gini have no interval, as a resample repeats users and so lists fewer items. What is said of lists
     apart from their hits is said of segments of users alone.
     """
-    drawn = resamples(len(world.n_history), n=n_resamples, seed=seed)
-    weights = np.vstack([np.ones((1, drawn.shape[1])), drawn])
+    weights = np.ones((1 + n_resamples, len(world.n_history)))
+    resamples(weights.shape[1], n=n_resamples, seed=seed, out=weights[1:])
     found: list[Measurement] = []
     for segment in segments(world):
-        part, own = world.only(segment), weights[:, segment.users]
+        part, own = world.only(segment), weights if segment.users.all() else weights[:, segment.users]
         values = {answer.model: dict(_values(part, _only(answer, world, segment), cutoffs, own)) for answer in answers}
         if segment.name == ALL:
             for answer in answers:

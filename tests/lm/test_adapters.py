@@ -22,7 +22,7 @@ from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.trainer import Trainer
 from tests.prepared import tiny_config
-from tests.tiny import ENCODER_DECODERS, FAMILIES, tiny_bert, tiny_family
+from tests.tiny import ENCODER_DECODERS, FAMILIES, save_family, tiny_bert, tiny_family
 
 # peft asks a transformers model for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -186,3 +186,16 @@ def test_a_training_with_an_adapter_goes_on_to_the_same_checkpoint(world: Path, 
     state = world / "checkpoint.training"
     assert max(file.stat().st_size for file in state.glob("step-*")) < 400_000
     assert finetune(config)["digest"] == first
+
+
+@pytest.mark.parametrize("join", ["attention", "layer"])
+def test_adalora_trains_where_a_join_skips_some_products(world: Path, join: str):
+    """Cross-attention below the join and the last feed-forward get no gradient."""
+    for file in (world / "model").iterdir():
+        file.unlink()
+    save_family(world / "model", "t5", n_layers=2)
+    settings = {**LONG, "adapter": {"method": "adalora", "rank": 2}}
+    config = tiny_config(world, f"model.join={join}", "prompts.item_tokens=32", finetune=settings)
+    assert finetune(config)["status"] == "done"
+    told = json.loads((world / "checkpoint/adapter/adapter_config.json").read_text())["target_modules"]
+    assert told == sorted(told) and len(told) > 10  # the same file from every process

@@ -36,6 +36,7 @@ def examples(n_rows: int = 7) -> Examples:
         targets,
         labels,
         0,
+        0,
         np.ones(n_rows, dtype=np.int64),
         np.zeros(n_rows, dtype=bool),
     )

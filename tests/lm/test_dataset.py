@@ -128,7 +128,9 @@ def test_refused_targets_and_prompts_are_left_out(prepared):
     assert len(dataset.examples(prepared, c.TRAIN, items, own, width=4, user_ids=USER_IDS)) == 0
     tight = segmenter(user_tokens=6)
     known = dataset.catalog(prepared.tables["items"], tight)
-    assert len(dataset.examples(prepared, c.TRAIN, known, tight, width=4, user_ids=USER_IDS)) == 0
+    refused = dataset.examples(prepared, c.TRAIN, known, tight, width=4, user_ids=USER_IDS)
+    assert (len(refused), refused.n_refused) == (0, 2 * len(USER_IDS))
+    assert dataset.examples(prepared, c.TRAIN, known, own, width=4, user_ids=USER_IDS).n_refused == 0
 
 
 def test_seen_pairs_are_those_of_the_splits_asked_for(prepared):

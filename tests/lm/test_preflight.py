@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import preflight as memory
 from flmrec_spark.lm import starting, trainer, training
 from flmrec_spark.lm.families.loading import load_backbone
@@ -169,3 +171,29 @@ def test_the_model_of_the_estimate_allocates_nothing(world):
     assert kept == {
         name for name, _ in starting.build_model(config, load_segmenter(config)).backbone.named_parameters()
     }
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2", "distilbert"])
+def test_a_wider_feed_forward_takes_more_memory_by_whatever_name_it_goes(world, family):
+    for file in (world / "model").iterdir():
+        file.unlink()
+    save_family(world / "model", family, n_layers=2)
+    file = world / "model/config.json"
+    told = json.loads(file.read_text())
+    name = {"t5": "d_ff", "gpt2": "n_inner", "distilbert": "hidden_dim"}[family]
+    config, found = tiny_config(world, "prompts.item_tokens=32"), []
+    model = transformers.AutoConfig.from_pretrained(world / "model")
+    shape = shape_of(config)
+    for width in (48, 4800):
+        file.write_text(json.dumps(told | {name: width}))
+        model = transformers.AutoConfig.from_pretrained(world / "model")
+        found.append(memory.activation_floats(model, shape, config))
+    assert found[1] > 10 * found[0]
+
+
+def test_a_tokenizer_that_knows_more_than_its_model_is_told_of(world):
+    file = world / "model/config.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"vocab_size": 20}))
+    with pytest.raises(CheckpointError, match=r"the tokenizer gives token .* but the model has 20 of them"):
+        load_data(tiny_config(world), read_tables(str(world / "tables")))

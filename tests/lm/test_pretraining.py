@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5Model
 
 from flmrec_spark.config import Config, PretrainConfig
-from flmrec_spark.errors import CheckpointError, ConfigError
+from flmrec_spark.errors import CheckpointError, ConfigError, InputError
 from flmrec_spark.lm import pretraining
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
@@ -24,7 +25,7 @@ from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.prompts import load_template
 from tests.prepared import tiny_config
-from tests.tiny import DECODERS, ENCODER_DECODERS, FAMILIES, FULL_ONLY, save_family, tiny_tokenizer
+from tests.tiny import DECODERS, ENCODER_DECODERS, FAMILIES, FULL_ONLY, save_family, tiny_family, tiny_tokenizer
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts/pretrain.py"
 TEXTS = TokenBlock(np.array([[2, 9, 10, 11, 3], [2, 12, 3, 0, 0]], dtype=np.int32), np.array([5, 3], dtype=np.int32))
@@ -162,3 +163,51 @@ def test_the_script_prints_one_line_of_json_or_one_line_of_error(world, capsys):
     assert (world / "pretrained" / MARK).is_file()
     assert script.main([*own, "model.path=nowhere"]) == 4
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("flmrec pretrain: CheckpointError: nowhere")
+
+
+def test_the_head_answers_where_it_is_asked_alone_and_the_loss_is_that_of_all_logits(monkeypatch):
+    shapes = []
+
+    def entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(logits.shape))
+        return original(logits, labels)
+
+    original = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", entropy)
+    for family in ("bert", "roberta", "distilbert", "deberta-v2", "gpt2", "qwen3"):
+        is_causal = family in DECODERS
+        auto = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForMaskedLM
+        model = tiny_family(family, auto=auto).eval()
+        ids = torch.from_numpy(TEXTS.ids.astype(np.int64))
+        asked = torch.zeros(ids.shape, dtype=torch.bool)
+        asked[0, 1] = asked[1, 2] = True
+        seen = torch.arange(5)[None] < torch.from_numpy(TEXTS.lengths)[:, None]
+        with torch.inference_mode():
+            every = model(ids, attention_mask=seen.long()).logits
+            with pretraining._at(model.get_output_embeddings(), asked):
+                some = model(ids, attention_mask=seen.long()).logits
+            assert model(ids, attention_mask=seen.long()).logits.shape == every.shape  # the hook is gone
+        torch.testing.assert_close(some, every[asked])
+        tokenizer = tiny_tokenizer()
+        settings = PretrainConfig(texts_per_step=2, epochs=1, output="x")
+        objective = "causal" if is_causal else "masked"
+        torch.manual_seed(1)
+        assert np.isfinite(pretraining.train(model, TEXTS, tokenizer, settings, objective=objective)).all()
+        assert shapes.pop()[0] < TEXTS.lengths.sum()
+
+
+def test_steps_without_a_token_to_guess_are_none_and_texts_of_none_are_told_of():
+    known = TokenBlock(np.array([[2, 1, 3], [2, 9, 3]], dtype=np.int32), np.array([3, 3], dtype=np.int32))  # 1: unknown
+    model = tiny_family("bert", auto=AutoModelForMaskedLM)
+    settings = PretrainConfig(texts_per_step=1, epochs=2, output="x")
+    losses = pretraining.train(model, known, tiny_tokenizer(), settings, objective="masked")
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    with pytest.raises(InputError, match="got no token to guess in 1 texts"):
+        pretraining.train(model, known.take(np.array([0])), tiny_tokenizer(), settings, objective="masked")
+
+
+def test_a_template_that_names_an_unknown_field_is_refused_before_anything_is_read(world):
+    text = load_template("en").to_yaml().replace("{title}", "{titel}")
+    (world / "wrong.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"unknown field \{titel\}"):
+        pretrain(tiny_config(world, f"pretrain.output={world / 'pretrained'}", f"prompts.template={world}/wrong.yaml"))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram
+from transformers import PreTrainedTokenizerFast
 
-from flmrec_spark.errors import CheckpointError
+from flmrec_spark.errors import CheckpointError, ConfigError
 from flmrec_spark.lm.segments import PAD, Interaction, Segmenter
-from flmrec_spark.prompts import load_template
+from flmrec_spark.prompts import Answer, load_template
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -60,7 +65,7 @@ def test_only_the_oldest_history_is_cut_and_the_cut_is_counted(history, user_tok
     texts = [own.template.render_entry(one.item, is_liked=one.is_liked, value=None) for one in history[:length]]
     room = user_tokens - 2 - len(head)
     fitting = [text for text in texts if n_tokens(text) <= room]  # others are longer than all the room there is
-    kept = len(history) - segment.n_cut
+    kept = len(history[:length]) - segment.n_cut
     assert 0 <= kept <= len(fitting)
     expected = [token for text in fitting[:kept] for token in TOKENIZER(text, add_special_tokens=False)["input_ids"]]
     assert segment.ids == [TOKENIZER.cls_token_id, *head, *expected, TOKENIZER.sep_token_id]
@@ -84,10 +89,10 @@ def test_an_entry_is_kept_whole_or_not_at_all():
     assert (words(short.ids), short.n_cut) == ("[CLS] liked ab ; [SEP]", 1)
 
 
-def test_history_beyond_the_longest_history_counts_as_cut():
+def test_history_beyond_the_longest_history_is_not_cut_by_the_budget():
     segment = segmenter(history=2).user({}, [liked("a"), disliked("b"), liked("c")])
     assert segment is not None
-    assert (words(segment.ids), segment.n_cut) == ("[CLS] liked a ; disliked b ; [SEP]", 1)
+    assert (words(segment.ids), segment.n_cut) == ("[CLS] liked a ; disliked b ; [SEP]", 0)
 
 
 def test_a_profile_that_fills_the_budget_alone_is_refused():
@@ -96,6 +101,48 @@ def test_a_profile_that_fills_the_budget_alone_is_refused():
     fits = segmenter(user_tokens=14).user(profile, [liked("b")])
     assert fits is not None
     assert (words(fits.ids), fits.n_cut) == ("[CLS] user : a : xxxx ; [SEP]", 1)
+
+
+def unigram(words: dict[str, float]) -> PreTrainedTokenizerFast:
+    """Of SentencePiece's kind: a word begins with a mark, and "</s>" is a word of the vocabulary too."""
+    vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<pad>", 0.0), *words.items()]
+    inner = Tokenizer(Unigram(vocabulary, unk_id=0))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    marks = {"unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **marks)
+
+
+LETTERS = dict.fromkeys("▁abdefghiklnoprstuyHOT<>/:;", -5.0)
+
+
+def of(tokenizer: PreTrainedTokenizerFast, **answer: str) -> Segmenter:
+    template = load_template("en")
+    if answer:
+        template = replace(template, answer=Answer(cue=" Answer:", **answer))
+    return Segmenter(tokenizer, template, user_tokens=60, item_tokens=60, history_length=3)
+
+
+@pytest.mark.parametrize("title", ["Hot </s> dog", "</s>", "a<pad>b", "<s></s>", "dog </s></s>"])
+def test_a_title_places_no_special_token_where_the_vocabulary_has_them_as_words(title):
+    own = of(unigram(LETTERS))
+    special = {1, 2, 3}
+    assert special & set(own.tokenizer(title, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    (segment,) = own.items([{"item_id": "1", "title": title}])
+    assert segment is not None
+    assert (segment[0], segment[-1]) == (1, 2)
+    assert len(segment) > 2 and not special & set(segment[1:-1])
+    history = own.user({}, [Interaction({"item_id": "1", "title": title}, is_liked=True, value=None)])
+    assert history is not None and not special & set(history.ids[1:-1])
+
+
+def test_an_answer_that_begins_with_a_mark_alone_is_refused():
+    """As ▁yes beside ▁, n, o: an untrained logit would be that of yes less that of a blank."""
+    with pytest.raises(ConfigError, match="expected different first tokens, of which none is blank"):
+        of(unigram({**LETTERS, "▁yes": -1.0}), liked=" yes", disliked=" no").answers()
+    both = unigram({**LETTERS, "▁yes": -1.0, "▁no": -1.0})
+    assert of(both, liked=" yes", disliked=" no").answers() == tuple(both.convert_tokens_to_ids(["▁yes", "▁no"]))
+    apart = unigram(LETTERS)
+    assert of(apart, liked=" yes", disliked=" no").answers() == tuple(apart.convert_tokens_to_ids(["y", "n"]))
 
 
 def test_a_user_without_history_is_told_so():

@@ -53,6 +53,7 @@ def examples(rows: list[tuple[int, int, list[int], list[float]]]) -> Examples:
         targets,
         labels,
         0,
+        0,
         np.ones(len(rows), dtype=np.int64),
         np.zeros(len(rows), dtype=bool),
     )
@@ -126,6 +127,7 @@ def test_logits_are_those_of_the_model_and_its_mode_is_put_back():
         np.array([0]),
         np.array([[4, 1]]),
         np.array([[1, 0]], dtype=np.float32),
+        0,
         0,
         np.ones(1),
         np.zeros(1, dtype=bool),

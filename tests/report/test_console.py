@@ -109,3 +109,21 @@ def test_what_diversity_costs_stands_in_a_table_of_its_own() -> None:
     assert cells(plain, "diversity@1")[1:4] == ["0.500", "0.900", "+0.4000"]
     assert cells(plain, "coverage@1")[1:4] == ["0.100", "0.250", ""]
     assert not any(line.strip().startswith("ndcg@2") and "0.900" in line for line in plain)
+
+
+def test_small_values_keep_three_digits_and_a_run_may_be_called_anything() -> None:
+    random = np.random.default_rng(3)
+    hit = np.zeros((400, 1), dtype=int)
+    hit[7] = HEAD + 1
+    labels, scores = np.tile([True, False], 400), random.random(800)
+    answers = [Answers(model, scores, scores, hit, {}, {("coverage", 1): 0.00042}) for model in ("flm", "popularity")]
+    users, relevant = np.repeat(np.arange(400), 2), np.tile([0, 0, 1], (400, 1))
+    world = HeldOut(users, labels, np.full(800, HEAD), relevant, np.ones(400, dtype=int))
+    compared = pairs(("flm", "popularity"), "popularity")
+    found = measure(world, answers, cutoffs=[1], compared=compared, n_resamples=20, seed=1)
+    console = Console(width=WIDTH, file=io.StringIO())
+    console.print(report(found, models=("flm", "popularity"), title="night[a] [/b]"))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "night[a] [/b]" in printed
+    assert values(printed.splitlines(), "popularity")[4:] == ["0.00250", "0.000420"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flmrec_spark.report.speeds import Speed, speeds
+from pyspark.sql import DataFrame, SparkSession
+
+from flmrec_spark.report.speeds import Speed, collect_speeds, speeds
 
 INPUTS = {"interactions": "2", "items": "0", "users": "0"}
 
@@ -46,3 +48,32 @@ def test_one_join_alone_is_no_comparison() -> None:
     assert speeds(RUNS[:6], QUALITIES, inputs=INPUTS) == []
     assert speeds(RUNS, {"e1": 0.6}, inputs=INPUTS) == []
     assert speeds([], {}, inputs=INPUTS) == []
+
+
+def test_the_join_is_the_checkpoints_not_what_the_config_says() -> None:
+    told = [{**one, "versions": {"join": "layer 5"}} if one["run_id"] == "e2" else one for one in RUNS]
+    assert [one.name for one in speeds(told, QUALITIES, inputs=INPUTS)] == ["layer 0", "layer 5"]
+    bare = [{**one, "config": ""} if one["run_id"] == "e2" else one for one in RUNS]
+    assert [one.name for one in speeds(bare, QUALITIES, inputs=INPUTS)] == ["layer 0", "layer last"]
+
+
+def test_the_run_that_asks_counts_before_and_after_it_is_in_the_table(spark: SparkSession) -> None:
+    def frames(rows: list[Row]) -> tuple[DataFrame, DataFrame]:
+        times = [{**row, "started_at": place, "verdict": "done", "versions": {}} for place, row in enumerate(rows)]
+        measured = [
+            {"model": "flm", "metric": "uauc", "segment": "all", "split": "test", "run_id": name, "value": value}
+            for name, value in QUALITIES.items()
+        ]
+        schema = (
+            "job string, run_id string, inputs map<string,string>, config string, counts map<string,long>, "
+            "seconds map<string,double>, started_at int, verdict string, versions map<string,string>"
+        )
+        return spark.createDataFrame(times, schema), spark.createDataFrame(measured)
+
+    last = RUNS[7]
+    own = {"job": "evaluate", "run_id": "e2", "inputs": last["inputs"], "versions": {"join": "attention"}}
+    before, after = (
+        collect_speeds(*frames(rows), own=own, model="flm", split="test") for rows in ([*RUNS[:7], *RUNS[8:]], RUNS)
+    )
+    assert before == after
+    assert [one.name for one in before] == ["layer 0", "attention"]

@@ -16,6 +16,7 @@ from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from flmrec_spark import stacking
 from flmrec_spark.config import ScoreConfig
 from flmrec_spark.fitting import Tools, fit_all, send
 from flmrec_spark.prompts import load_template
@@ -91,6 +92,54 @@ def test_flm_lists_as_it_does_alone_and_the_stack_by_what_it_makes_of_the_scores
         assert [row.rank for row in listed] == [1, 2, 3, 4]
         assert [row.item_id for row in listed] == best
         assert [row.score for row in listed] == pytest.approx([own[item] for item in best])
+
+
+def test_heads_are_the_best_of_each_part_that_may_be_listed(
+    prompts: DataFrame, shipped: Shipped, packed: Packed
+) -> None:
+    seen = {(row.user_id, item) for row in prompts.collect() for item in row.excluded}
+    everything = said(hybrid.features(prompts, shipped, packed))
+    expected = set()
+    for user in USERS:
+        left = [(item, values) for (who, item), values in everything.items() if who == user and (who, item) not in seen]
+        for part in range(len(left[0][1])):
+            ordered = sorted(left, key=lambda pair: (-pair[1][part], pair[0]))
+            expected |= {(user, item) for item, _ in ordered[:2]}
+    found = said(hybrid.features(prompts, shipped, packed, head=2))
+    assert set(found) == expected
+    assert len(found) < len(everything) - len(seen)
+    assert all(np.array_equal(values, everything[pair]) for pair, values in found.items())
+
+
+@pytest.mark.parametrize(("exclude_seen", "head"), [(True, 1), (True, 50), (False, 50)])
+def test_a_stack_for_lists_is_judged_by_what_a_list_could_hold(
+    prepared: Prepared, shipped: Shipped, tools: Tools, monkeypatch: pytest.MonkeyPatch, exclude_seen: bool, head: int
+) -> None:
+    judged: list[tuple[Any, Any, Any]] = []
+
+    def fit_for_lists(*rows: Any) -> Stacker:
+        judged.append(rows)
+        return original(*rows)
+
+    original = stacking.stacker.fit_for_lists
+    monkeypatch.setattr(stacking.stacker, "fit_for_lists", fit_for_lists)
+    monkeypatch.setattr(stacking, "HEAD", head)
+    data = replace(prepared, exclude_seen=exclude_seen)
+    given: dict[str, Any] = {"history_splits": ("train",), "tools": tools, "timed": lambda _: nullcontext()}
+    models = fit_models(data, shipped, names=NAMES, **given)
+    with_stack(models, data, shipped=shipped, tools=tools, partitions=2)
+    rows = prepared.interactions.toPandas()
+    liked = rows[(rows["split"] == "valid") & rows["is_liked"]].groupby("user_id")["item_id"].agg(set)
+    met = dict(rows[rows["split"] == "train"].groupby("user_id")["item_id"].agg(set)) if exclude_seen else {}
+    wanted = {user: items - met.get(user, set()) for user, items in sorted(liked.items())}
+    ((features, relevant, users),) = judged
+    assert len(features) == len(relevant) == len(users)
+    assert [int(relevant[users == code].sum()) for code in np.unique(users)] == [len(own) for own in wanted.values()]
+    left = [len(ITEMS) - len(met.get(user, set())) for user in wanted]
+    if head == 50:  # the world has fewer items
+        assert [int((users == code).sum()) for code in np.unique(users)] == left
+    else:
+        assert len(users) < sum(left)
 
 
 def test_of_one_label_there_is_no_rating_stack_and_the_hybrid_gives_no_probability(

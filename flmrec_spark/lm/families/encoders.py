@@ -25,6 +25,7 @@ class Bert(SelfJoined):
         self.attention_dropout = float(config.attention_probs_dropout_prob)
 
     def embed(self, words: Tensor, positions: Tensor, segment: int) -> Tensor:
+        segment = min(segment, _last_kind(self.backbone.config))
         kinds = torch.full(words.shape[:2], segment, dtype=torch.long, device=words.device)
         embedded: Tensor = self.backbone.embeddings(
             inputs_embeds=words, token_type_ids=kinds, position_ids=positions.expand_as(kinds)
@@ -72,9 +73,15 @@ class Bert(SelfJoined):
         return hidden[:, :n_user], hidden[:, n_user:]
 
     def _stock(self, words: Tensor, positions: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
+        kinds = kinds.clamp(max=_last_kind(self.backbone.config))
         output = self.backbone(inputs_embeds=words, attention_mask=mask, token_type_ids=kinds, position_ids=positions)
         last: Tensor = output.last_hidden_state
         return last
+
+
+def _last_kind(config: Any) -> int:
+    """Some models know one kind of segment alone."""
+    return max(0, int(config.type_vocab_size) - 1)
 
 
 class Roberta(Bert):

@@ -77,6 +77,11 @@ def layout_of(folder: str | Path) -> Layout:
     return Layout("encoder")
 
 
+def vocabulary_of(folder: str | Path) -> int:
+    """Tokens that a pretrained folder's model knows. Raises CheckpointError as `load_backbone` does."""
+    return int(_config(Path(folder)).get_text_config().vocab_size)
+
+
 def head_rows(folder: str | Path, backbone: nn.Module, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Rows of the language head by which a token's logit is row . x + bias, x the model's last hidden state.
 

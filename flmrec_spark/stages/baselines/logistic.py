@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import sparse
 
-from flmrec_spark.prompts import as_text
+from flmrec_spark.pieces import as_text
 from flmrec_spark.stages.baselines.world import Floats, User, World, feature_rows, logit
 
 PENALTY = 1.0

@@ -8,7 +8,8 @@ markov     items that followed the user's newest item at once: ln of (n(newest -
            p_j = (n_j + 1) / (R + N) is the item's share of all interactions, liked or not. Rows of one moment follow
            each other in a fixed, arbitrary order
 
-An item that nobody liked has no neighbours: item_knn and ease give it 0, what an unrelated item has.
+An item that nobody liked has no neighbours: item_knn and ease give it 0, what an unrelated item has. They know nothing
+of a user whose likes have none at all.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ class ItemKnn:
     is_probability: ClassVar[bool] = False
 
     def scores(self, user: User) -> Floats | None:
-        liked = user.liked_items
-        return np.asarray(self.weights[liked].sum(axis=0)).ravel() if len(liked) else None
+        return _of_neighbours(np.asarray(self.weights[user.liked_items].sum(axis=0)).ravel())
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Ease:
     is_probability: ClassVar[bool] = False
 
     def scores(self, user: User) -> Floats | None:
-        liked = user.liked_items
-        return self.weights[liked].sum(axis=0, dtype=np.float64) if len(liked) else None
+        return _of_neighbours(self.weights[user.liked_items].sum(axis=0, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ class Markov:
         seen = BACK_OFF * self.share
         seen[followers.indices] += followers.data
         return np.asarray(np.log(seen / (float(followers.sum()) + BACK_OFF)))
+
+
+def _of_neighbours(scores: Floats) -> Floats | None:
+    """Nothing is known of a user none of whose likes has a neighbour."""
+    return scores if scores.any() else None
 
 
 def item_knn(world: World) -> ItemKnn:

@@ -1,24 +1,22 @@
-"""A stack: logistic regression on what several models say of the same pairs.
+"""A stack: how well several models tell the same pairs apart, added up.
 
-The parts' scores (log-odds of those that give probabilities) are standardised; a part that knows nothing of a user
-(nan) says the mean. Shapes: R pairs, M parts.
+Their scores (log-odds of those that give probabilities) are standardised; a part that knows nothing of a user (nan)
+says the mean. Shapes: R pairs, M parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import optimize
 
-from flmrec_spark import metrics, ranking
-from flmrec_spark.elimination import without_idle
 from flmrec_spark.errors import InputError
 from flmrec_spark.stages.baselines.world import Floats
 
 MAX_ITERATIONS = 1000
-_K = 10  # cut-off of the lists that a stack is made for
+RIDGE = 0.05  # of a listing's weights, per user; from 0.03 to 0.1 the lists of two datasets are as good
 _ROUNDING = 1e-9  # deviation of a constant, in units of itself
 
 
@@ -35,8 +33,8 @@ class Stacker:
         return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
 
 
-def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
-    """Features (R, M), labels bool (R,), weights of the rows (R,).
+def fit(features: Floats, labels: Any) -> Stacker:
+    """Logistic regression; features (R, M), labels bool (R,).
 
     Raises:
       InputError: the labels are all the same.
@@ -45,79 +43,74 @@ def fit(features: Floats, labels: Any, *, weights: Any = None) -> Stacker:
 
     if len(np.unique(labels)) < 2:
         raise InputError(f"hybrid: got {len(labels)} rows of one label, expected both in split valid")
+    center, scale = _spread(features)
+    model = LogisticRegression(max_iter=MAX_ITERATIONS)
+    model.fit(standardised(features, center, scale), labels)
+    return Stacker(center, scale, model.coef_[0].astype(np.float64), float(model.intercept_[0]))
+
+
+def fit_for_lists(features: Floats, relevant: Any, users: Any) -> Stacker:
+    """Weights that set the relevant items of a user apart from all others that their list could hold.
+
+    A conditional logit (McFadden, 1974): of the softmax over a user's items, what is relevant should have the largest
+    mean log. A user weighs 1, a part at least 0, so that none counts backwards, and RIDGE keeps weights from resting on
+    the part that is best by a hair: models that err differently list better together. The intercept is that of a
+    logistic regression on these sums in which the relevant items of a user weigh 1, and the others too.
+
+    Args:
+      features: (R, M), of items that may stand in a user's first places.
+      relevant: bool (R,).
+      users: codes (R,), in any order.
+
+    Raises:
+      InputError: nothing is relevant.
+    """
+    is_asked = np.isin(users, users[relevant])
+    if not is_asked.any():
+        raise InputError("hybrid: got no liked item that a list could hold, expected some in split valid")
+    order = np.flatnonzero(is_asked)[np.argsort(users[is_asked], kind="stable")]
+    starts = np.flatnonzero(np.diff(users[order], prepend=users[order[0]] - 1))
+    own = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))  # whose a row is
+    center, scale = _spread(features[order])
+    values, is_relevant = standardised(features[order], center, scale), relevant[order]
+    target = is_relevant / np.add.reduceat(is_relevant, starts)[own]
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        sums = values @ weights
+        top = np.maximum.reduceat(sums, starts)
+        shares = np.exp(sums - top[own])
+        total = np.add.reduceat(shares, starts)
+        penalty = RIDGE * len(starts)
+        value = (np.log(total) + top).sum() - target @ sums + penalty * (weights @ weights)
+        return float(value), values.T @ (shares / total[own] - target) + 2 * penalty * weights
+
+    n_parts = values.shape[1]
+    found = optimize.minimize(
+        loss, np.full(n_parts, 0.1), jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * n_parts
+    ).x
+    return Stacker(center, scale, found, _intercept(values @ found, is_relevant, even_weights(own, is_relevant)))
+
+
+def _intercept(sums: Floats, relevant: Any, weights: Floats) -> float:
+    """Where the weighted probabilities add up to the weighted labels; 0 where all labels are the same."""
+    if relevant.all():
+        return 0.0
+    far = float(np.abs(sums).max()) + 50.0
+
+    def excess(intercept: float) -> float:
+        return float(weights @ (np.exp(-np.logaddexp(0.0, -sums - intercept)) - relevant))
+
+    return float(optimize.brentq(excess, -far, far))
+
+
+def _spread(features: Floats) -> tuple[Floats, Floats]:
+    """Center and scale of each part, [M]; of one that is constant or never known 1."""
     has_any = ~np.isnan(features).all(axis=0)
     center, deviation = np.zeros(features.shape[1]), np.ones(features.shape[1])
     center[has_any] = np.nanmean(features[:, has_any], axis=0)
     deviation[has_any] = np.nanstd(features[:, has_any], axis=0)
     # A constant's deviation may be its rounding, by which any other value would be divided into a certainty.
-    scale = np.where(deviation > _ROUNDING * np.maximum(1.0, np.abs(center)), deviation, 1.0)
-    model = LogisticRegression(max_iter=MAX_ITERATIONS)
-    model.fit(standardised(features, center, scale), labels, sample_weight=weights)
-    return Stacker(center, scale, model.coef_[0].astype(np.float64), float(model.intercept_[0]))
-
-
-def fit_for_lists(features: Floats, relevant: Any, users: Any, lists: Lists | None = None) -> Stacker:
-    """As `fit`, each side of a user (R,) weighing 1, of the parts that lists need.
-
-    Left out are parts that count backwards and, where there are `lists`, one after the other those without which their
-    NDCG@10 is no lower. What tells the liked from items drawn at random may spoil the first places, and a stack
-    should not be worse than its best part.
-
-    Raises:
-      InputError: as `fit`.
-    """
-    weights, every = even_weights(users, relevant), frozenset(range(features.shape[1]))
-
-    def forwards(parts: frozenset[int]) -> Stacker:
-        places = sorted(parts)
-        own = fit(features[:, places], relevant, weights=weights)
-        kept = frozenset(place for place, weight in zip(places, own.weights, strict=True) if weight >= 0)
-        if kept and kept < parts:
-            return forwards(kept)
-        if not kept:  # all say the opposite of what they should, and the one that does so least is all there is
-            weights_of = np.where(np.arange(len(places)) == int(own.weights.argmax()), 1.0, 0.0)
-            own = replace(own, weights=weights_of, intercept=0.0)
-        spread = (np.zeros(len(every)), np.ones(len(every)), np.zeros(len(every)))
-        for whole, part in zip(spread, (own.center, own.scale, own.weights), strict=True):
-            whole[places] = part
-        return Stacker(*spread, own.intercept)
-
-    if lists is None:
-        return forwards(every)
-
-    def less_missed(stack: Stacker, _: frozenset[int]) -> list[frozenset[int]]:
-        """The parts that weigh, less the one that is missed least before the others are fitted anew: a fit is slow."""
-        left = np.flatnonzero(stack.weights).tolist()
-        if len(left) < 2:
-            return []
-        without = {place: np.where(np.arange(len(every)) == place, 0.0, stack.weights) for place in left}
-        least = max(left, key=lambda place: lists.ndcg(replace(stack, weights=without[place])))
-        return [frozenset(left) - {least}]
-
-    found = without_idle(forwards, lists.ndcg, every, less_missed)
-    assert found is not None
-    return found
-
-
-@dataclass(frozen=True)
-class Lists:
-    """All that the list of each of U users could hold, what is not relevant first: of equal scores it stands first."""
-
-    features: Floats  # (R, M)
-    rows: Sequence[Any]  # places of a user's rows
-    relevant: Sequence[Any]  # places in them
-
-    @classmethod
-    def of(cls, features: Floats, relevant: Any, users: Any) -> Lists:
-        """Of rows (R,) in any order; users are codes."""
-        order = np.lexsort((relevant, users))
-        rows = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
-        return cls(features, rows, [np.flatnonzero(np.asarray(relevant)[own]) for own in rows])
-
-    def ndcg(self, stack: Stacker) -> float:
-        """Mean NDCG@10 of users with something relevant; nan without any."""
-        scores = stack.probability(self.features)
-        return metrics.mean(ranking.ndcg([ranking.best(scores[own], _K) for own in self.rows], self.relevant, k=_K))
+    return center, np.where(deviation > _ROUNDING * np.maximum(1.0, np.abs(center)), deviation, 1.0)
 
 
 def standardised(features: Floats, center: Floats, scale: Floats) -> Floats:

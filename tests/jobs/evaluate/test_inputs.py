@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from flmrec_spark.config import TablesConfig
+from flmrec_spark.errors import EnvironmentFault
 from flmrec_spark.stages import models
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Tables
@@ -63,24 +65,30 @@ def test_what_was_trained_on_other_interactions_is_told_of(
     main: Callable[[Sequence[str]], int], config: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = ["--config", str(config), f"checkpoint={checkpoint}", "evaluate.bootstrap=0"]
-    trained = "the checkpoint was trained on version 0 of the table interactions and is measured on version 1"
-    for version, is_told in ((1, False), (0, True)):
+    trained = "the checkpoint was trained on version 7 of the table interactions and is measured on version 1"
+    for version, is_told in ((1, False), (0, False), (7, True)):  # version 1 has the rows of 0
         (checkpoint / "metrics.json").write_text(json.dumps({"tables": {"interactions": version}}))
         assert main(asked) == 0
         assert (trained in caplog.text) == is_told
 
 
-def test_what_is_written_to_the_tables_meanwhile_is_for_the_next_evaluation(
-    main: Callable[[Sequence[str]], int], config: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    spark, own = tables.spark, TablesConfig(root=str(tmp_path / "tables"), database="evaluate_late", metastore=None)
-    late = Tables(spark, own)
+def copied(tables: Tables, folder: Path, database: str) -> Tables:
+    """Tables of the test's own."""
+    own = Tables(tables.spark, TablesConfig(root=str(folder / "tables"), database=database, metastore=None))
     for name, schema in (
         ("interactions", schemas.INTERACTIONS),
         ("items", schemas.items({})),
         ("users", schemas.users({})),
     ):
-        late.replace(schema, tables.read(name), {})
+        own.replace(schema, tables.read(name), {})
+    return own
+
+
+def test_what_is_written_to_the_tables_meanwhile_is_for_the_next_evaluation(
+    main: Callable[[Sequence[str]], int], config: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    late = copied(tables, tmp_path, "evaluate_late")
+    own = late.config
 
     def ship(*given: Any, **named: Any) -> FakeShipped:
         late.replace(schemas.INTERACTIONS, tables.read("interactions").where("split = 'train'"), {})
@@ -103,3 +111,38 @@ def test_measurements_that_somebody_deleted_are_made_again(
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (again["run_id"], again["status"]) == (run_id, "done")
     assert tables.read("evaluation").where(F.col("run_id") == run_id).count() == again["measurements"]
+
+
+def test_what_was_measured_is_kept_where_the_page_fails_and_a_compaction_changes_nothing(
+    main: Callable[[Sequence[str]], int],
+    config: Path,
+    tables: Tables,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = copied(tables, tmp_path, "evaluate_kept")
+    asked = ["--config", str(config), f"tables.root={tables.config.root}", "tables.database=evaluate_kept"]
+    asked += ["evaluate.bootstrap=4", "--report", str(tmp_path / "page.html")]
+
+    def full(*_: object, **__: object) -> None:
+        raise EnvironmentFault("--report: no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setitem(main.__globals__, "publish", full)
+        assert main(asked) == 5
+    version = tables.version("evaluation")
+    capsys.readouterr()
+    measure = main.__globals__["_measured"]
+    monkeypatch.setitem(main.__globals__, "_measured", None)  # nothing is measured from here on
+    assert main(asked) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (first["status"], first["users"], tables.version("evaluation")) == ("done", 3, version)
+    before = tables.version("interactions")
+    DeltaTable.forName(tables.spark, tables.reference("interactions")).optimize().executeZOrderBy("user_id")
+    assert tables.version("interactions") > before
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["status"] == "already done"
+    assert main([*asked, "evaluate.bootstrap=6"]) == 1
+    monkeypatch.setitem(main.__globals__, "_measured", measure)
+    assert main([*asked, "evaluate.bootstrap=6"]) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
@@ -31,16 +33,21 @@ SCORES = {
 EVALUATE = {"split": "test", "k": [2, 1, 2], "max_users": 10, "bootstrap": 20, "seed": 1, "against": "popularity"}
 
 
+@dataclass(frozen=True)
+class FakeBundle:
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
 class FakeShipped:
-    digest = "d1"
-    history_length = 5
-    rejected = (("x", "too long"),)
-    knows_valid = True
+    knows_valid: bool = True
+    bundle: FakeBundle = FakeBundle()
+    digest: ClassVar[str] = "d1"
+    history_length: ClassVar[int] = 5
+    rejected: ClassVar[tuple[tuple[str, str], ...]] = (("x", "too long"),)
 
     def of_train(self) -> FakeShipped:
-        of_train = FakeShipped()
-        of_train.knows_valid = False
-        return of_train
+        return replace(self, knows_valid=False)
 
 
 def fake_ship(spark: SparkSession, *, items: DataFrame, users: DataFrame, **given: object) -> FakeShipped:

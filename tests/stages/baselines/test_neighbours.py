@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -10,6 +13,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from flmrec_spark.errors import InputError
 from flmrec_spark.stages.baselines import neighbours
+from flmrec_spark.stages.baselines.world import World
 from tests.small_world import random_world, user_of, world_of
 
 
@@ -99,3 +103,12 @@ def test_scoring_leaves_what_was_fitted_as_it_was() -> None:
     assert isinstance(fitted.follows, sparse.csr_matrix)
     for _ in range(2):
         assert fitted.scores(user_of(world, "eve")) == pytest.approx(first)
+
+
+@pytest.mark.parametrize("fit", [neighbours.item_knn, neighbours.ease])
+def test_of_a_user_whose_likes_nobody_shares_nothing_is_known(fit: Callable[[World], Any]) -> None:
+    rows = [("ann", "a", True), ("ann", "b", True), ("bob", "a", True), ("bob", "b", True), ("cy", "e", True)]
+    world = world_of(rows)
+    fitted = fit(world)
+    assert fitted.scores(user_of(world, "cy")) is None
+    assert fitted.scores(user_of(world, "ann")) is not None
