@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flmrec_spark.errors import ConfigError
+from flmrec_spark.fields import Place, Section
 from flmrec_spark.model_sections import CollaborativeConfig, ModelConfig
 from flmrec_spark.sections import (
     DiversityConfig,
@@ -25,7 +26,6 @@ from flmrec_spark.sections import (
     PrepareConfig,
     PromptsConfig,
     ScoreConfig,
-    Section,
     Source,
     SplitConfig,
     TablesConfig,
@@ -75,7 +75,7 @@ class Config(Section):
     prepare: PrepareConfig
     prompts: PromptsConfig = PromptsConfig()
     model: ModelConfig
-    checkpoint: str = Field(description="folder that fine-tuning writes and scoring reads")
+    checkpoint: Place = Field(description="folder that fine-tuning writes and scoring reads")
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     score: ScoreConfig = ScoreConfig()

@@ -16,8 +16,9 @@ _SCHEME = re.compile("[a-zA-Z][a-zA-Z0-9+.-]*:")
 
 def table_place(root: str, name: str) -> str:
     """A table's folder below a root: absolute, without links and without file:, or of any other scheme as it is."""
-    root = re.sub("^file:/*(?=/)", "", root).rstrip("/")
-    return f"{root if _SCHEME.match(root) else Path(root).resolve()}/{name}"
+    root = re.sub("^file:/*(?=/)", "", root)
+    place = root if _SCHEME.match(root) else str(Path(root).resolve())
+    return f"{place.rstrip('/')}/{name}"
 
 
 def expect_room(path: Path, *, flag: str) -> None:

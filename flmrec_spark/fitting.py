@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import joblib
@@ -33,9 +34,14 @@ class Tools:
     """What some fits need besides the world."""
 
     spark: SparkSession
-    template: Template  # renders the items' texts
+    read_template: Callable[[], Template]  # by which the items' texts are rendered; few baselines ask for one
     model_path: str  # pretrained model of content_lm; only that opens it
     _of_texts: dict[str, tuple[list[str], Baseline]] = field(default_factory=dict, init=False, compare=False)
+
+    @cached_property
+    def template(self) -> Template:
+        """Raises ConfigError as `prompts.load_template`."""
+        return self.read_template()
 
     def texts(self, world: World) -> list[str]:
         return [self.template.render_item(fields) for fields in world.item_fields]

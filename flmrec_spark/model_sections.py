@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flmrec_spark.sections import Count, Section
+from flmrec_spark.fields import Count, Place, Section
 
 
 class CollaborativeConfig(Section):
@@ -36,7 +36,7 @@ class CollaborativeConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field(description="folder of a pretrained model with its tokenizer")
+    path: Place = Field(description="folder of a pretrained model with its tokenizer")
     join: Literal["attention", "layer", "full"] = Field(
         "attention",
         description="where an item sees the user: in the last layer's attention, from join_layer on, or everywhere",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -13,6 +15,7 @@ from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job
 from flmrec_spark.lm import folders, manifest
 from flmrec_spark.prompts import load_template
+from flmrec_spark.ranking import LISTS
 from flmrec_spark.ship import filter_digest, settled
 from flmrec_spark.stages import partitions, scores
 from flmrec_spark.stages.diversity import checked, told
@@ -25,6 +28,7 @@ log = logging.getLogger("flmrec")
 
 INPUTS = ("interactions", "items", "users")
 PUBLISHED, STAGED, NEW = "published", "staged", "new"
+PRECISION = ("precision", "precision_because")
 
 
 def fingerprint(job: Job, candidates: DataFrame | None) -> str:
@@ -52,6 +56,7 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
     if candidates is not None:
         job.inputs["candidates"] = content_digest(candidates)
     settings = [
+        LISTS,
         config.n,
         config.depth,
         config.exclude_seen,
@@ -89,16 +94,29 @@ def progress(job: Job, made_of: str, *, is_named: bool) -> str:
             if not is_undone if age == 0 else is_named:
                 return PUBLISHED
             break
-    of_run = [commit for commit in job.tables.commits("top_n") if commit.get("run_id") == job.run_id]
-    if not of_run or of_run[0].get("fingerprint") != made_of:
+    if _last_of(job).get("fingerprint") != made_of:
         return NEW
-    is_removed = job.tables.read("top_n").where(run_predicate(job.run_id)).isEmpty()  # by somebody's DELETE
-    return NEW if is_removed else STAGED
+    return NEW if is_unstaged(job) else STAGED
+
+
+def is_unstaged(job: Job) -> bool:
+    """The run has no rows in `top_n`, or none any more by somebody's DELETE."""
+    return not job.tables.exists("top_n") or job.tables.read("top_n").where(run_predicate(job.run_id)).isEmpty()
+
+
+def precision_of_staged(job: Job) -> dict[str, str]:
+    """What the run's staged lists were scored in, and why, as far as their commit tells."""
+    return {name: value for name, value in _last_of(job).items() if name in PRECISION}
+
+
+def _last_of(job: Job) -> dict[str, Any]:
+    """What the run's last commit of `top_n` tells."""
+    return next((one for one in job.tables.commits("top_n") if one.get("run_id") == job.run_id), {})
 
 
 def tools(job: Job) -> Tools:
     """What baselines are fitted with."""
-    return Tools(job.spark, load_template(job.config.prompts.template), job.config.model.path)
+    return Tools(job.spark, partial(load_template, job.config.prompts.template), job.config.model.path)
 
 
 def make_ready(job: Job, shipped: Shipped, prompts: DataFrame) -> tuple[Shipped, partitions.Work]:

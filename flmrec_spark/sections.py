@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from flmrec_spark.fields import Count, Finite, Place, Section, Share
+
 Baseline = Literal[
     "popularity",
     "item_mean",
@@ -42,14 +41,10 @@ Repeats = Literal["best", "last", "all"]
 CHEAP: list[Baseline] = [name for name in get_args(Baseline) if name != "content_lm"]  # whose fit runs no model
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
 class Source(Section):
     """Where rows come from: a path with its format, or a table by its catalog name."""
 
-    path: str | None = Field(None, description="file, folder or URI; needs `format`")
+    path: Place | None = Field(None, description="file, folder or URI; needs `format`")
     table: str | None = Field(None, description="catalog name, instead of `path`")
     format: Literal["csv", "tsv", "parquet", "delta"] | None = None
     columns: dict[str, str] = Field(default_factory=dict, description="our column: theirs; same names need no entry")
@@ -75,13 +70,13 @@ class Source(Section):
 
 
 class TablesConfig(Section):
-    root: str | None = Field(None, description="folder or URI of the Delta tables, each in <root>/<name>")
+    root: Place | None = Field(None, description="folder or URI of the Delta tables, each in <root>/<name>")
     database: str = Field(
         "default",
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$",
         description="catalog database (or catalog.database) that names the tables",
     )
-    metastore: str | None = Field(None, description="folder of the embedded catalog; local masters only")
+    metastore: Place | None = Field(None, description="folder of the embedded catalog; local masters only")
 
 
 class SplitConfig(Section):
@@ -145,7 +140,7 @@ class PrepareConfig(Section):
 
 
 class PromptsConfig(Section):
-    template: str = Field("en", description="en, zh, or a path to your own YAML")
+    template: Place = Field("en", description="en, zh, or a path to your own YAML")
     user_tokens: Count = Field(96, description="user segment, tokens; only the oldest history is cut to fit")
     item_tokens: Count = Field(32, description="item segment, tokens; longer items are refused")
     history_length: Count = Field(30, description="interactions in a prompt at most, before tokens are counted")

@@ -97,16 +97,23 @@ def seconds_since_launch(spark: SparkSession) -> float:
     return max(0.0, time.time() - int(started.get().toEpochMilli()) / 1000.0) if started.isPresent() else 0.0
 
 
+def catalog_settings(folder: Path) -> dict[str, str]:
+    """Spark's settings of the embedded catalog in a folder, whose warehouse is beside it."""
+    return {
+        "spark.sql.catalogImplementation": "hive",
+        "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:;databaseName={folder.absolute()};create=true",
+        "spark.sql.warehouse.dir": str(folder.absolute().parent / "warehouse"),
+        "spark.hadoop.datanucleus.schema.autoCreateAll": "true",
+    }
+
+
 def _embedded_catalog(conf: SparkConf, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise EnvironmentFault(f"catalog: {folder}: {fault.strerror}, expected a place for tables.metastore") from None
-    url = f"jdbc:derby:;databaseName={folder};create=true"
-    conf.set("spark.sql.catalogImplementation", "hive")
-    conf.setIfMissing("spark.hadoop.javax.jdo.option.ConnectionURL", url)
-    conf.setIfMissing("spark.sql.warehouse.dir", str(folder.parent / "warehouse"))
-    conf.setIfMissing("spark.hadoop.datanucleus.schema.autoCreateAll", "true")
+    for key, value in catalog_settings(folder).items():
+        conf.setIfMissing(key, value)
 
 
 def _expect_delta(context: SparkContext, extensions: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from flmrec_spark.sections import Count, Section, Share
+from flmrec_spark.fields import Count, Place, Section, Share
 
 Rate = Annotated[float, Field(gt=0.0)]
 
@@ -111,7 +111,7 @@ class FinetuneConfig(Section):
     memory_check: Literal["refuse", "warn"] = Field(
         "refuse", description="what to do when the estimated memory is more than there is"
     )
-    teacher: str | None = Field(None, description="folder of a checkpoint whose probabilities are learned too")
+    teacher: Place | None = Field(None, description="folder of a checkpoint whose probabilities are learned too")
     teacher_weight: Share = Field(0.5, description="share of the teacher's part in the loss; needs `teacher`")
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
@@ -133,7 +133,7 @@ class FinetuneConfig(Section):
 class PretrainConfig(Section):
     """Domain pre-training on the texts of items and users, before fine-tuning."""
 
-    output: str = Field("build/pretrained", description="folder of the new model, for model.path")
+    output: Place = Field("build/pretrained", description="folder of the new model, for model.path")
     epochs: Count = Field(1, description="passes over the texts")
     max_steps: Count | None = Field(None, description="stop after this many steps; null: after the epochs")
     texts_per_step: Count = Field(64, description="prompts in an optimizer step")

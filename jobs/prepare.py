@@ -67,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
 def prepare(job: Job) -> None:
     config, job.redoes = job.config.prepare, True
     job.run_id = job.run_id or f"prepare-{job.config.digest('prepare', 'prompts', 'tables')}"
+    named = schemas.items({}), schemas.users({})
+    for schema in (schemas.INTERACTIONS, *named, schemas.EXAMPLES, schemas.REJECTS, schemas.RUNS):
+        job.tables.expect_room(schema)
     with ExitStack() as stack:
         with job.timed("clean"):
             cleaned = _clean(job, stack)
@@ -224,18 +227,15 @@ def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> No
     came = Table("source", "rows", "kept", "refused", "reasons", title="What came in")
     for one in cleaned:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in _by_count(one.refused))
-        came.add_row(one.name, f"{one.rows_in:,}", f"{one.kept:,}", f"{one.rejected:,}", reasons)
+        came.add_row(one.name, *(f"{n:,}" for n in (one.rows_in, one.kept, one.rejected)), reasons)
     asked = Table("split", "interactions", "liked", "users", "examples", title="What is asked when")
     for split, numbers in splits.items():
         asked.add_row(split, *(f"{n:,}" for n in numbers))
     console = Console()
-    console.print(came)
-    console.print(asked)
+    console.print(came, asked)
     if n_repeats:
-        console.print(
-            f"{n_repeats:,} interactions stand for no row of their own: of a user and an item one stays in a split, "
-            "or, with prepare.repeats all, one of each moment"
-        )
+        told = "of a user and an item one stays in a split, or, with prepare.repeats all, one of each moment"
+        console.print(f"{n_repeats:,} interactions stand for no row of their own: {told}")
 
 
 def _by_split(frame: DataFrame, *counts: Column) -> dict[str, tuple[Any, ...]]:

@@ -66,6 +66,10 @@ def score(job: Job) -> None:
         log.info("score: run %s is published already; nothing to do", job.run_id)
         _name_tables(job)
         return
+    if state == scoring.PUBLISHED and scoring.is_unstaged(job):
+        log.info("score: run %s is published, and its staged lists are gone: nothing is left to audit", job.run_id)
+        _name_tables(job)
+        return
     with ExitStack() as kept:
         listed = _listed(job, kept)
         found = _recommender(job)
@@ -77,6 +81,9 @@ def score(job: Job) -> None:
         counted = prompts, listed, refused_items
         if state == scoring.NEW:
             shipped, metadata = _stage(job, found, prompts, metadata)
+        else:
+            job.versions |= (before := scoring.precision_of_staged(job))
+            metadata |= before
         staged = _counted(job, *counted)
         if state == scoring.STAGED and publishing.is_broken(job):
             log.warning("score: run %s: the lists that an earlier attempt staged are broken: scored again", job.run_id)
@@ -125,7 +132,7 @@ def _stage(
     """Scores all users into `top_n`; returns the shipment as it was used, and what its commit tells."""
     shipped, users = _planned(job, found.shipped, prompts)
     if shipped is not None:
-        metadata = {**metadata, "precision": shipped.bundle.precision}
+        metadata = {**metadata, **{name: job.versions[name] for name in scoring.PRECISION}}
     _score(job, shipped, found.lists(users, job.config.score.staged_n, shipped), metadata)
     return shipped, metadata
 

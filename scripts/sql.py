@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -20,11 +21,11 @@ from rich.text import Text
 from flmrec_spark import cli
 from flmrec_spark.config import ScoreConfig, TablesConfig
 from flmrec_spark.errors import EnvironmentFault, InputError
-from flmrec_spark.session import session
+from flmrec_spark.session import catalog_settings, session
 from flmrec_spark.tables.delta import Tables
 from flmrec_spark.tables.spark_errors import spark_message, worker_error
 
-_SCORE = "flmrec_score"
+_SCORE, _METASTORE = "flmrec_score", "build/metastore"
 _WIDEST = 10_000  # a pipe has no width; a table there is as wide as its values
 
 
@@ -33,9 +34,17 @@ def main(argv: Sequence[str]) -> int:
     spark = None
     owns_session = SparkSession.getActiveSession() is None
     try:
-        spark = session(TablesConfig(root=None, metastore=arguments.metastore), app_name="flmrec sql")
+        if arguments.metastore is not None and owns_session:  # over what scripts/sql has Spark read, conf/
+            given = [f"--conf {shlex.quote(f'{k}={v}')}" for k, v in catalog_settings(arguments.metastore).items()]
+            os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
+                [*given, os.environ.get("PYSPARK_SUBMIT_ARGS", "pyspark-shell")]
+            )
+        place = str(arguments.metastore or _METASTORE)
+        spark = session(TablesConfig(root=None, metastore=place), app_name="flmrec sql")
+        if arguments.database is not None:
+            spark.catalog.setCurrentDatabase(arguments.database)
         if any(_SCORE in statement.lower() for statement in arguments.statements):
-            tables = Tables(spark, TablesConfig(root=None, database=arguments.database))
+            tables = Tables(spark, TablesConfig(root=None, database=arguments.database or "default"))
             register_functions(spark, tables, Path(arguments.checkpoint))
         for statement in arguments.statements:
             frame = spark.sql(statement.strip().rstrip(";"))
@@ -98,9 +107,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="model behind flmrec_score(user_text, item_text) (build/demo/checkpoint)",
     )
     parser.add_argument(
-        "--metastore", default="build/metastore", metavar="FOLDER", help="tables.metastore (build/metastore)"
+        "--metastore", type=Path, metavar="FOLDER", help=f"tables.metastore of the config ({_METASTORE})"
     )
-    parser.add_argument("--database", default="default", metavar="NAME", help="its items and users (default)")
+    parser.add_argument(
+        "--database", metavar="NAME", help="tables.database of the config: of names without one (default)"
+    )
     parser.add_argument("--traceback", action="store_true", help="show the stack trace of an error")
     return parser.parse_args(argv)
 

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 # Lowest first; a module imports from its own line and those above it. `lm` and `tables` do not see each other.
 LAYERS = (
     ("columns",),
-    ("errors", "yaml_text"),
+    ("errors", "yaml_text", "fields"),
     (
         "files",
         "cli",

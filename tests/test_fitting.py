@@ -21,7 +21,7 @@ from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
 from tests.small_world import world_of
 from tests.tiny import save_tiny
 
-TOOLS = Tools(Mock(), load_template("en"), "nowhere")
+TOOLS = Tools(Mock(), lambda: load_template("en"), "nowhere")
 
 
 def test_every_name_of_the_config_can_be_fitted_and_what_lists_is_a_strategy() -> None:
@@ -62,7 +62,7 @@ def test_content_depends_on_the_template_and_on_every_file_of_its_model(tmp_path
 
 
 def test_texts_are_what_the_template_makes_of_the_items() -> None:
-    assert fitting.Tools(TOOLS.spark, TOOLS.template, "x").texts(world_of())[0].startswith("title a")
+    assert fitting.Tools(TOOLS.spark, TOOLS.read_template, "x").texts(world_of())[0].startswith("title a")
 
 
 def test_what_is_made_of_texts_is_made_once_while_these_and_the_model_are_the_same() -> None:
@@ -72,7 +72,7 @@ def test_what_is_made_of_texts_is_made_once_while_these_and_the_model_are_the_sa
         made.append(texts)
         return tf_idf(texts)
 
-    tools, whole = Tools(Mock(), load_template("en"), "nowhere"), world_of()
+    tools, whole = Tools(Mock(), lambda: load_template("en"), "nowhere"), world_of()
     early = replace(whole, items=whole.items[:3], users=whole.users[:3], liked=whole.liked[:3])
     first = tools.of_texts("content_tfidf", whole, make)
     assert tools.of_texts("content_tfidf", early, make) is first and len(made) == 1

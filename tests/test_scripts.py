@@ -290,7 +290,10 @@ def test_sql_whose_reader_has_seen_enough_ends_quietly(
 def test_sql_that_fails_is_one_line(
     spark: SparkSession, capsys: pytest.CaptureFixture[str], statement: str, code: int, told: str
 ) -> None:
-    assert script("sql").main(["--database", "nowhere", statement]) == code
+    spark.sql("CREATE DATABASE IF NOT EXISTS without_tables")
+    assert script("sql").main(["--database", "without_tables", statement]) == code
+    assert spark.catalog.currentDatabase() == "without_tables"
+    spark.catalog.setCurrentDatabase("default")
     caught = capsys.readouterr()
     assert caught.err.startswith(told)
     assert caught.err.count("\n") == 1
@@ -332,3 +335,8 @@ def test_a_table_of_a_job_answers_by_name_in_spark_sql_and_in_sql(
     ours = run_apart(sys.executable, str(ROOT / "scripts/sql.py"), "--csv", query)
     assert ours.stdout == "user_id\n007\né\n", ours.stderr
     assert "\tat " not in plain.stderr + ours.stderr
+    made = "CREATE DATABASE m", "CREATE TABLE m.own USING delta AS SELECT 1 x", "SHOW DATABASES", "SELECT x FROM m.own"
+    mine = run_apart(
+        sys.executable, str(ROOT / "scripts/sql.py"), "--csv", "--metastore", "build/mine/metastore", *made
+    )
+    assert mine.stdout == "namespace\ndefault\nm\nx\n1\n", mine.stderr  # not the catalog of conf/

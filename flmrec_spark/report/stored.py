@@ -15,6 +15,7 @@ from flmrec_spark import metrics
 from flmrec_spark.config import EvaluateConfig
 from flmrec_spark.errors import ConflictError
 from flmrec_spark.list_metrics import LIST_QUALITIES
+from flmrec_spark.ranking import LISTS
 from flmrec_spark.stages.diversity import Diverse
 from flmrec_spark.stages.measurements import Measurement
 from flmrec_spark.tables import schemas
@@ -51,7 +52,7 @@ def fingerprint(
     states = [tables.state(name) for name in INPUTS]
     contents = [(state.of_rows, state.made.get("content")) for state in states]
     names = [*metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]
-    made_of = json.dumps([checkpoint, contents, settings, names, *made_by], sort_keys=True)
+    made_of = json.dumps([LISTS, checkpoint, contents, settings, names, *made_by], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 

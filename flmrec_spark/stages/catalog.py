@@ -108,6 +108,9 @@ def _read(column: Column, *, source: T.DataType, kind: T.DataType) -> Column:
         column = F.array_join(column.cast("array<string>"), ", ")
     if kind == LONG and isinstance(source, _FRACTION):
         return F.when(column == F.floor(column), column.try_cast("long"))
+    if kind == LONG and isinstance(source, T.StringType):  # pandas writes a column of numbers with gaps as 1995.0
+        number = column.try_cast("double")
+        return F.coalesce(column.try_cast("long"), F.when(number == F.floor(number), number.try_cast("long")))
     if kind == DOUBLE:
         number = column.try_cast("double")
         return F.when(~F.isnan(number), number)

@@ -34,7 +34,8 @@ _SPELLINGS = {
 }
 # Units of numbers, by size, each with its seconds: in the smaller unit the first is the year 1973, in the larger 5138.
 _UNITS = ((1e11, 1.0), (1e14, 1e-3), (1e17, 1e-6), (float("inf"), 1e-9))
-_FIRST_MICROS, _LAST_MICROS = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
+# Years 1678 to 2261, what pandas holds: others, such as 0001-01-01 and 9999-12-31, say that a time is not known.
+_FIRST_MICROS, _LAST_MICROS = -9_214_560_000_000_000, 9_214_646_399_999_999
 _ISO_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}"
 _RATING_READ, _TIME_READ, _WORTH, _KNOWN = "row:rating", "row:time", "row:worth", "row:known"
 _ROW = (c.USER_ID, c.ITEM_ID, c.TIMESTAMP, c.RATING, c.EVENT, c.VALUE, c.IS_LIKED, c.SPLIT)
@@ -117,7 +118,12 @@ def _number(kind: T.DataType, given: Column) -> Column:
 
 
 def _time(kind: T.DataType, pattern: str) -> Column:
-    """Null where it cannot be read."""
+    """Null where it cannot be read, or is of a year that no log is of."""
+    found = _any_time(kind, pattern)
+    return F.when(F.unix_micros(found).between(_FIRST_MICROS, _LAST_MICROS), found)
+
+
+def _any_time(kind: T.DataType, pattern: str) -> Column:
     given = F.col(c.TIMESTAMP)
     if isinstance(kind, (T.TimestampType, T.TimestampNTZType, T.DateType)):
         return given.cast("timestamp")

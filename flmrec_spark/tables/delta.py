@@ -18,7 +18,7 @@ from typing import Any
 
 from delta.tables import DeltaTable
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -147,8 +147,11 @@ class Tables:
             self.spark.sql(f"COMMENT ON TABLE {self._catalog_name(schema.name)} IS '{comment}'")
 
     def _expect_ours(self, schema: TableSchema) -> None:
-        properties = self._delta(schema.name).detail().collect()[0]["properties"]
         place = self.place(schema.name)
+        try:
+            properties = self._delta(schema.name).detail().collect()[0]["properties"]
+        except AnalysisException:
+            raise ConflictError(f"table {schema.name}: {place} is no Delta table; it is left alone") from None
         if not _constraint_properties(schema).items() <= properties.items():
             raise ConflictError(
                 f"table {schema.name}: the table at {place} lacks this project's constraints; it is left alone"

@@ -185,7 +185,13 @@ def _attributes(source: Source, name: str, *, theirs: dict[str, T.DataType], tak
         chosen = {column: column for column in further if _is_plain(column) and _is_attribute(theirs[column])}
         if len(chosen) < len(further):
             ignored = [column for column in further if column not in chosen]
-            log.warning("%s: ignored, as no plain name or type: %s", name, _listed(ignored))
+            log.warning(
+                "%s: left out, as no plain name or type: %s; to have one, give it a name in %s.attributes, which then "
+                "lists all that are taken",
+                name,
+                _listed(ignored),
+                name,
+            )
     else:
         chosen = dict(source.attributes)
     for ours, column in chosen.items():

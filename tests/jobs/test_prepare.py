@@ -296,3 +296,12 @@ def test_a_threshold_that_tells_nothing_apart_is_told(
     assert job.main(["--config", config({"interactions": "user_id,item_id,rating\n" + ratings}, **settings)]) == 0
     warned = [record.getMessage() for record in caplog.records if "see prepare.liked_at_least" in record.getMessage()]
     assert len(warned) == bool(told) and all(told in one for one in warned)
+
+
+def test_a_table_of_somebody_else_is_told_of_before_anything_is_written(
+    job: ModuleType, config: Any, tables: Tables, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.spark.range(3).write.format("delta").save(tables.place("users"))
+    assert job.main(["--config", config({"interactions": "user_id,item_id\nann,a\n"})]) == 7
+    assert "ConflictError: table users: the table at" in capsys.readouterr().err.splitlines()[-1]
+    assert not any(tables.exists(name) for name in ("interactions", "items", "examples", "rejects"))

@@ -102,3 +102,16 @@ def test_an_item_that_no_list_may_hold_is_not_refused_for_its_length(world: Path
     assert run(world, "score.max_reject_share=0.0") == 6
     assert "items were refused" in capsys.readouterr().err
     assert run(world, "score.max_reject_share=0.0", "score.item_filter=item_id <> 'too long'") == 0
+
+
+def test_what_is_published_needs_neither_its_record_nor_its_staged_lists(world: Path, capsys: Capture) -> None:
+    assert run(world, "--run-id", "monday", "prompts.template=nowhere.yaml") == 0  # the checkpoint has its own
+    before = rows(world, "recommendations"), version(world, "recommendations")
+    table(world, "runs").delete()
+    table(world, "top_n").delete()
+    assert run(world, "--run-id", "monday") == 0
+    assert (rows(world, "recommendations"), version(world, "recommendations")) == before
+    assert runs(world)["monday"]["verdict"] == "done"
+    capsys.readouterr()
+    assert run(world, "--run-id", "monday") == 0
+    assert '"status": "already done"' in capsys.readouterr().out

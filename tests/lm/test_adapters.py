@@ -198,4 +198,4 @@ def test_adalora_trains_where_a_join_skips_some_products(world: Path, join: str)
     config = tiny_config(world, f"model.join={join}", "prompts.item_tokens=32", finetune=settings)
     assert finetune(config)["status"] == "done"
     told = json.loads((world / "checkpoint/adapter/adapter_config.json").read_text())["target_modules"]
-    assert told == sorted(told) and len(told) > 10  # the same file from every process
+    assert told == sorted(told) and len(told) > 5  # the same file from every process

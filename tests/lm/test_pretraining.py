@@ -122,7 +122,7 @@ def test_a_model_with_collaborative_tokens_reads_texts_alone(world):
 def test_masked_tokens_are_asked_and_nothing_else_is():
     settings = PretrainConfig(mask_share=0.5)
     rows = TokenBlock(np.tile(TEXTS.ids[:1], (400, 1)), np.full(400, 5, dtype=np.int32))
-    shown, asked = pretraining._question(rows, tiny_tokenizer(), settings, objective="masked", number=1)
+    shown, asked = pretraining._question(rows, tiny_tokenizer(), settings, objective="masked", number=1, n_words=30)
     ids, chosen = torch.from_numpy(rows.ids).long(), asked != -100
     assert not chosen[:, [0, 4]].any()
     assert torch.equal(asked[chosen], ids[chosen])
@@ -134,7 +134,8 @@ def test_masked_tokens_are_asked_and_nothing_else_is():
 
 
 def test_a_decoder_is_asked_for_the_next_token_up_to_the_end():
-    shown, asked = pretraining._question(TEXTS, tiny_tokenizer(), PretrainConfig(), objective="causal", number=0)
+    ways: Any = {"objective": "causal", "number": 0, "n_words": 30}
+    shown, asked = pretraining._question(TEXTS, tiny_tokenizer(), PretrainConfig(), **ways)
     assert shown.tolist() == TEXTS.ids.tolist()
     assert asked.tolist() == [[9, 10, 11, 3, -100], [12, 3, -100, -100, -100]]
 

@@ -54,7 +54,7 @@ def shipped(spark: SparkSession, prepared: Prepared, folder: Path) -> Shipped:
 
 @pytest.fixture(scope="module")
 def tools(spark: SparkSession) -> Tools:
-    return Tools(spark, load_template("en"), "none")
+    return Tools(spark, lambda: load_template("en"), "none")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import PrepareConfig, Source
@@ -131,7 +132,11 @@ def test_a_named_unit_or_pattern_reads_nothing_else(spark: SparkSession) -> None
         "1000": "1970-01-01 00:00:01",
         "2020-01-01": None,
     }
-    assert _read_times(spark, ["1e11", "x"], "seconds") == {"1e11": "5138-11-16 09:46:40", "x": None}
+    assert _read_times(spark, ["1e9", "x", "1e11"], "seconds") == {
+        "1e9": "2001-09-09 01:46:40",
+        "x": None,
+        "1e11": None,  # of the year 5138
+    }
     assert _read_times(spark, [20200131, 20200132], "yyyyMMdd", "long") == {
         20200131: "2020-01-31 00:00:00",
         20200132: None,
@@ -210,3 +215,19 @@ def test_a_threshold_that_no_event_reaches_is_a_config_error(spark: SparkSession
     own = config(liked_at_least=7.0, event_values={"view": 1.0, "buy": 3.0})
     with pytest.raises(ConfigError, match=r"prepare.liked_at_least: got 7, expected at most 3"):
         clean_interactions(frame, own, items=None)
+
+
+def test_a_time_of_a_year_that_no_log_is_of_is_refused(spark: SparkSession) -> None:
+    """Such as .NET's default and an end that is not known; Python's datetime cannot hold all of them either."""
+    texts = ["0001-01-01T00:00:00", "9999-12-31 23:59:59", "1677-12-31", "2262-01-01", "1678-01-01", "2261-12-31"]
+    frame = given(spark, "user_id item_id timestamp", [("u", text, text) for text in texts])
+    refused = {"0001-01-01T00:00:00", "9999-12-31 23:59:59", "1677-12-31", "2262-01-01"}
+    expected = {text: "unreadable timestamp" if text in refused else None for text in texts}
+    assert reasons(clean_interactions(frame, config(), items=None)) == expected
+    native = frame.withColumn("timestamp", F.col("timestamp").cast("timestamp"))
+    assert reasons(clean_interactions(native, config(), items=None)) == expected
+    numbers = given(spark, "user_id item_id timestamp", [("u", "a", "-62135596800"), ("u", "b", "0")])
+    assert reasons(clean_interactions(numbers, config(timestamp_format="seconds"), items=None)) == {
+        "a": "unreadable timestamp",
+        "b": None,
+    }

@@ -202,6 +202,47 @@ def test_without_a_root_the_catalog_decides_where(spark: SparkSession, tables_co
     assert tables.exists("recommendations")
     assert tables.read("recommendations").count() == 2
     assert tables.commits("recommendations") == [{"run_id": "run 1"}]
+    for run_id in ("a", "b", "a"):
+        rows = staged(spark, TWO, run_id)
+        tables.replace_rows(TOP_N, rows, run_predicate(run_id), {"run_id": run_id})
+    assert sorted(row.run_id for row in tables.read("top_n").collect()) == ["a", "a", "b", "b"]
+    first = tables.version("recommendations")
+    tables.replace(RECOMMENDATIONS, lists(spark, TWO[:1]), {"run_id": "run 2"})
+    assert tables.read("recommendations").count() == 1
+    assert tables.read("recommendations", version=first).count() == 2
+    for kinds in ({}, {"year": T.LongType()}):
+        more = [f"null::{kind.simpleString()} {name}" for name, kind in kinds.items()]
+        tables.replace(schemas.items(kinds), spark.sql("SELECT 'a' item_id, 'A' title").selectExpr("*", *more), {})
+    assert tables.read("items").columns == ["item_id", "title", "year"]
+
+
+@pytest.mark.parametrize("other", ["VIEW {} AS SELECT 1 x", "TABLE {} (x int) USING parquet"])
+def test_without_a_root_what_is_no_delta_table_is_left_alone(
+    spark: SparkSession, tables_config: TablesConfig, other: str
+) -> None:
+    tables = Tables(spark, TablesConfig(root=None, database=f"{tables_config.database}_{other[0].lower()}"))
+    spark.sql(f"CREATE DATABASE {tables.config.database}")
+    spark.sql(f"CREATE {other.format(tables.place('recommendations'))}")
+    for attempt in (
+        lambda: tables.expect_room(RECOMMENDATIONS),
+        lambda: tables.replace(RECOMMENDATIONS, lists(spark, TWO), {}),
+    ):
+        with pytest.raises(ConflictError, match="is no Delta table; it is left alone"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["ADD CONSTRAINT early CHECK (rank < 100)", "UNSET TBLPROPERTIES ('a')", "SET TBLPROPERTIES ('b' = '1')"],
+)
+def test_a_commit_of_no_row_leaves_the_state_of_the_rows(spark: SparkSession, tables: Tables, change: str) -> None:
+    tables.replace(RECOMMENDATIONS, lists(spark, TWO), {"run_id": "run 1"})
+    spark.sql(f"ALTER TABLE {tables.reference('recommendations')} SET TBLPROPERTIES ('a' = '1')")
+    before = tables.state("recommendations")
+    spark.sql(f"ALTER TABLE {tables.reference('recommendations')} {change}")
+    after = tables.state("recommendations")
+    assert after.version == before.version + 1
+    assert (after.of_rows, after.made) == (before.of_rows, {"run_id": "run 1"})
 
 
 def test_a_missing_table_is_named_with_its_place(tables: Tables) -> None:

@@ -66,7 +66,7 @@ def world(spark: SparkSession, interactions: DataFrame, users: DataFrame) -> Wor
 
 @pytest.fixture(scope="module")
 def pack(spark: SparkSession, world: World) -> Pack:
-    tools = Tools(spark, load_template("en"), "none")
+    tools = Tools(spark, lambda: load_template("en"), "none")
     fitted = fit_all(NAMES, world, tools, timed=lambda _: nullcontext())
     is_listed = np.array([item != "d" for item in world.item_ids])
     return Pack(world.item_ids, is_listed, popularity(world), fitted)
