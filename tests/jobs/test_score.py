@@ -230,10 +230,11 @@ def test_what_was_staged_is_published_without_scoring_again(
         again.pop(computed, None)
         unbroken.pop(computed)
     assert again == unbroken
+    told, scored = (dict(runs(folder)["first"]["versions"]) for folder in (world, published))
     for name in ("precision", "precision_because"):  # of the attempt that scored
-        assert runs(world)["first"]["versions"][name] == runs(published)["first"]["versions"][name]
-    made = DeltaTable(str(world / "tables/recommendations")).history(1)[0]
-    assert json.loads(made["userMetadata"])["precision"] == runs(published)["first"]["versions"]["precision"]
+        assert told[name] == scored[name]
+    tables = Tables(SparkSession.active(), load_config(world / "config.yaml").tables)
+    assert tables.commits("recommendations")[0]["precision"] == scored["precision"]
 
 
 def test_staged_lists_that_somebody_deleted_are_scored_again(world: Path, capsys: Capture) -> None:
