@@ -34,7 +34,7 @@ log = logging.getLogger("flmrec")
 MAX_USERS = 2000  # of valid, drawn by seed
 CELLS = 10_000_000  # of these, users whose lists of all items a stack is fitted to, times items
 FEWEST = 100  # such users at least, where there are as many
-HEAD = 50  # best items of each part that such a list is made of
+HEAD = 20  # best items of each part that such a list is made of
 HISTORY_LENGTH = 10_000  # newest interactions of a user that baselines read
 SEED = 1
 
@@ -114,9 +114,10 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
     chosen = tools.spark.createDataFrame(_chosen(rows, len(world.item_ids)))
     whole = prompts.join(chosen, c.USER_ID, "left_semi").repartition(partitions, c.USER_ID)
     heads = hybrid.features(whole, shipped, packed, head=HEAD).toArrow()
-    if not answered.num_rows:
-        raise InputError("hybrid: the model scored none of the rows of split valid, expected some to fit the stack on")
-    stackers = _fitted(answered, heads, rows, exclude_seen=prepared.exclude_seen)
+    if not (answered.num_rows and heads.num_rows):
+        raise InputError("hybrid: the model scored no liked row of split valid, expected some to fit the stack on")
+    n_baselines = len(models.baselines)
+    stackers = _fitted(answered, heads, rows, n_baselines=n_baselines, exclude_seen=prepared.exclude_seen)
     for name, stack in (("rates", stackers.rating), ("lists", stackers.ranking)):
         if stack is not None:
             own = [f"{hybrid.FLM} rating", f"{hybrid.FLM} list"][: len(stack.weights) - len(models.baselines)]
@@ -132,26 +133,23 @@ def _chosen(rows: pa.Table, n_items: int) -> pa.Table:
     return pa.table({c.USER_ID: pa.array(chosen, pa.string())})
 
 
-def _fitted(answered: pa.Table, heads: pa.Table, rows: pa.Table, *, exclude_seen: bool) -> Stackers:
-    """Of the features of held-out rows, and of the items that lists are made of.
-
-    Raises:
-      InputError: as `stacker.fit_for_lists`.
-    """
+def _fitted(answered: pa.Table, heads: pa.Table, rows: pa.Table, *, n_baselines: int, exclude_seen: bool) -> Stackers:
+    """Of the features of held-out rows, and of the items that lists are made of."""
     features, place_of = _features(answered), {pair: place for place, pair in enumerate(_pairs(answered))}
     held = list(zip(_pairs(rows), rows[c.IS_LIKED].to_pylist(), rows[evaluation.IS_SEEN].to_pylist(), strict=True))
     known = [one for one in held if one[0] in place_of]  # the model refused the item or the user of the others
     places, labels = [place_of[pair] for pair, _, _ in known], np.array([liked for _, liked, _ in known], dtype=bool)
     rating = stacker.fit(features[places], labels) if len(np.unique(labels)) == 2 else None
 
-    with_heads, pairs = set(heads[c.USER_ID].to_pylist()), _pairs(heads)
-    relevant = {pair for pair, liked, seen in known if liked and not (seen and exclude_seen) and pair[0] in with_heads}
-    missed = sorted(relevant.difference(pairs))
-    pairs += missed
+    # Of what was liked only what is in a head: which items stand beside each other must not depend on what was liked.
+    relevant = {pair for pair, is_liked, is_seen in held if is_liked and not (is_seen and exclude_seen)}
+    pairs = _pairs(heads)
+    own, is_relevant = _features(heads), np.array([pair in relevant for pair in pairs], dtype=bool)
+    if not is_relevant.any():
+        log.warning("hybrid: no list of split valid holds what its user went on to like; its lists are the model's")
+        return Stackers(rating, stacker.one_part(own, own.shape[1] - n_baselines - 1))
     codes = np.unique([user for user, _ in pairs], return_inverse=True)[1]
-    own = features[[place_of[pair] for pair in missed]]
-    own = np.concatenate([_features(heads), own]) if heads.num_rows else own
-    return Stackers(rating, stacker.fit_for_lists(own, np.array([pair in relevant for pair in pairs]), codes))
+    return Stackers(rating, stacker.fit_for_lists(own, is_relevant, codes))
 
 
 def _features(answered: pa.Table) -> Floats:

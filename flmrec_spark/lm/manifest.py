@@ -102,7 +102,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, value: Mapping[str, object]) -> None:
-    file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """A number that is none is null: other readers of JSON know no NaN."""
+    told = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    file.write_text(json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pretrained_files(folder: Path) -> list[tuple[str, str]]:

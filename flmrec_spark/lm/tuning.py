@@ -143,7 +143,8 @@ def _judge(config: Config, search: Search, trial: optuna.Trial) -> float:
     trial.set_user_attr("overrides", overrides)
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
     trial.set_user_attr("validation", told["validation"])
-    value = float(told["validation"][config.tune.metric])
+    found = told["validation"][config.tune.metric]
+    value = math.nan if found is None else float(found)  # null: of a trial that was done before
     if math.isnan(value):
         raise InputError(f"tune.metric: {config.tune.metric} is not defined on the valid split")
     return value
@@ -178,7 +179,9 @@ def best_config(search: Search) -> str:
         raise InputError(f"{search.folder}: got no finished trial, expected one")
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in search.trials)
     config = load_config(search.config_file, [*search.overrides, *best.user_attrs["overrides"]])
-    found = ", ".join(f"{name} {value:.4f}" for name, value in best.user_attrs["validation"].items())
+    found = ", ".join(
+        f"{name} {value:.4f}" for name, value in best.user_attrs["validation"].items() if value is not None
+    )
     return (
         f"# Trial {best.number} of {len(search.trials)}; validation: {found}\n"
         f"# The search took {seconds / 60:.1f} minutes on {machine.cpu_name()}\n{config.to_yaml()}"

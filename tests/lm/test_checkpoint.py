@@ -341,3 +341,17 @@ def test_a_place_that_cannot_be_made_is_told_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault, match=r"checkpoint: .*file/in cannot be made"):
         folders.expect_room(tmp_path / "file/in/checkpoint", mark=manifest.NAME)
+
+
+def test_a_number_that_is_none_is_null_to_other_readers(tmp_path):
+    file = tmp_path / "metrics.json"
+    manifest.write_json(file, {"ndcg": float("nan"), "deep": [{"loss": float("inf")}], "é": 1.5})
+
+    def refused(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(file.read_text(encoding="utf-8"), parse_constant=refused) == {
+        "ndcg": None,
+        "deep": [{"loss": None}],
+        "é": 1.5,
+    }

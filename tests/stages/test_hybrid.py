@@ -134,12 +134,35 @@ def test_a_stack_for_lists_is_judged_by_what_a_list_could_hold(
     wanted = {user: items - met.get(user, set()) for user, items in sorted(liked.items())}
     ((features, relevant, users),) = judged
     assert len(features) == len(relevant) == len(users)
-    assert [int(relevant[users == code].sum()) for code in np.unique(users)] == [len(own) for own in wanted.values()]
     left = [len(ITEMS) - len(met.get(user, set())) for user in wanted]
     if head == 50:  # the world has fewer items
-        assert [int((users == code).sum()) for code in np.unique(users)] == left
-    else:
-        assert len(users) < sum(left)
+        each = [users == code for code in np.unique(users)]
+        assert [int(relevant[own].sum()) for own in each] == [len(own) for own in wanted.values()]
+        assert [int(own.sum()) for own in each] == left
+    else:  # what was liked behind the heads is left out as all else there is
+        assert 0 < len(users) <= len(wanted) * features.shape[1]
+        assert relevant.sum() < sum(len(own) for own in wanted.values())
+
+
+def test_where_no_head_holds_what_was_liked_the_lists_are_the_models(
+    prepared: Prepared, shipped: Shipped, tools: Tools, prompts: DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was liked in valid was met in train, and lists leave it out."""
+    met = prepared.interactions.where("split = 'train'").groupBy("user_id").agg(F.min("item_id").alias("met"))
+    rows = prepared.interactions.join(met, "user_id")
+    again = F.when((F.col("split") == "valid") & F.col("is_liked"), F.col("met")).otherwise(F.col("item_id"))
+    data = replace(prepared, interactions=rows.withColumn("item_id", again).drop("met"))
+    given: dict[str, Any] = {"history_splits": ("train",), "tools": tools, "timed": lambda _: nullcontext()}
+    models = with_stack(
+        fit_models(data, shipped, names=NAMES, **given), data, shipped=shipped, tools=tools, partitions=2
+    )
+    assert models.stackers is not None and models.packed is not None
+    assert "its lists are the model's" in caplog.text
+    found = hybrid.lists_of_both(prompts, shipped, models.packed, models.stackers.ranking, n=4).collect()
+    listed = {
+        model: {(row.user_id, row.rank): row.item_id for row in found if row.model == model} for model in (FLM, HYBRID)
+    }
+    assert listed[FLM] == listed[HYBRID]
 
 
 def test_of_one_label_there_is_no_rating_stack_and_the_hybrid_gives_no_probability(
