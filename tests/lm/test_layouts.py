@@ -85,7 +85,7 @@ def test_over_long_input_loses_its_oldest_history_alone(family, history, user_to
     room = user_tokens - len(STARTS.get(family, [])) - len(head) - len(end)
     entries = [tokens(family, f" liked {entry.item['title']};") for entry in history[:6]]
     fitting = [entry for entry in entries if len(entry) <= room]  # others are longer than all the room there is
-    kept = len(history) - segment.n_cut
+    kept = len(history[:6]) - segment.n_cut
     assert segment.ids == [
         *STARTS.get(family, []),
         *head,
