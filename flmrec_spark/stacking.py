@@ -145,11 +145,12 @@ def _fitted(answered: pa.Table, heads: pa.Table, rows: pa.Table, *, n_baselines:
     relevant = {pair for pair, is_liked, is_seen in held if is_liked and not (is_seen and exclude_seen)}
     pairs = _pairs(heads)
     own, is_relevant = _features(heads), np.array([pair in relevant for pair in pairs], dtype=bool)
-    if not is_relevant.any():
-        log.warning("hybrid: no list of split valid holds what its user went on to like; its lists are the model's")
-        return Stackers(rating, stacker.one_part(own, own.shape[1] - n_baselines - 1))
     codes = np.unique([user for user, _ in pairs], return_inverse=True)[1]
-    return Stackers(rating, stacker.fit_for_lists(own, is_relevant, codes))
+    ranking = stacker.fit_for_lists(own, is_relevant, codes) if is_relevant.any() else None
+    if ranking is None or not ranking.weights.any():
+        log.warning("hybrid: no part orders the lists of split valid by what was liked; its lists are the model's")
+        ranking = stacker.one_part(own, own.shape[1] - n_baselines - 1)
+    return Stackers(rating, ranking)
 
 
 def _features(answered: pa.Table) -> Floats:

@@ -94,9 +94,7 @@ def _cost(by_key: Found, chosen: str, plain: str) -> Table:
 
 
 def _cell(value: float | None, decimals: int, *, bold: bool) -> Text:
-    return Text(
-        NOTHING if value is None else f"{value:.{decimals}f}", style="bold" if bold and value is not None else ""
-    )
+    return Text(NOTHING) if value is None else Text(f"{value:.{decimals}f}", style="bold" if bold else "")
 
 
 def _bracket(row: Measurement, decimals: int) -> str:

@@ -11,10 +11,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
+from flmrec_spark.report.stored import INPUTS
 from flmrec_spark.stages.segments import ALL
 
 QUALITY = "uauc"
-_INPUTS = ("interactions", "items", "users")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def speeds(
     found = {}
     for run in runs:
         checkpoint, quality = run["inputs"].get("checkpoint"), qualities.get(run[c.RUN_ID])
-        is_comparable = all(run["inputs"].get(name) == inputs.get(name) for name in _INPUTS)
+        is_comparable = all(run["inputs"].get(name) == inputs.get(name) for name in INPUTS)
         if run["job"] == "evaluate" and is_comparable and checkpoint in rates and quality is not None:
             name = (run.get("versions") or {}).get("join") or _join(run["config"])
             found[name] = Speed(name, rates[checkpoint], quality)

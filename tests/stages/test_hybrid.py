@@ -144,14 +144,30 @@ def test_a_stack_for_lists_is_judged_by_what_a_list_could_hold(
         assert relevant.sum() < sum(len(own) for own in wanted.values())
 
 
-def test_where_no_head_holds_what_was_liked_the_lists_are_the_models(
-    prepared: Prepared, shipped: Shipped, tools: Tools, prompts: DataFrame, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("are_backwards", [False, True])
+def test_where_nothing_tells_what_a_list_should_hold_the_lists_are_the_models(
+    prepared: Prepared,
+    shipped: Shipped,
+    tools: Tools,
+    prompts: DataFrame,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    are_backwards: bool,
 ) -> None:
-    """What was liked in valid was met in train, and lists leave it out."""
+    """What was liked in valid was met in train, and lists leave it out; or every part counts backwards."""
+    if are_backwards:
+        fit = stacking.stacker.fit_for_lists
+
+        def against(own: Any, relevant: Any, codes: Any) -> Stacker:
+            return fit(np.tile(-1.0 * relevant[:, None], own.shape[1]), relevant, codes)
+
+        monkeypatch.setattr(stacking.stacker, "fit_for_lists", against)
     met = prepared.interactions.where("split = 'train'").groupBy("user_id").agg(F.min("item_id").alias("met"))
     rows = prepared.interactions.join(met, "user_id")
     again = F.when((F.col("split") == "valid") & F.col("is_liked"), F.col("met")).otherwise(F.col("item_id"))
-    data = replace(prepared, interactions=rows.withColumn("item_id", again).drop("met"))
+    data = prepared
+    if not are_backwards:
+        data = replace(prepared, interactions=rows.withColumn("item_id", again).drop("met"))
     given: dict[str, Any] = {"history_splits": ("train",), "tools": tools, "timed": lambda _: nullcontext()}
     models = with_stack(
         fit_models(data, shipped, names=NAMES, **given), data, shipped=shipped, tools=tools, partitions=2

@@ -244,16 +244,3 @@ def test_gradients_reach_every_weight_that_the_score_depends_on(family):
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     unread = ("backbone.decoder.block.0.layer.1.", "backbone.pooler.")  # T5's cross-attention below the join
     assert {name for name in without if not name.startswith(unread)} == set()
-
-
-@pytest.mark.parametrize(("join", "layer"), [("layer", 1), ("attention", N_LAYERS - 1), ("full", 0)])
-def test_an_encoder_of_one_kind_of_segment_reads_both_as_that(join: str, layer: int) -> None:
-    backbone = tiny_family("bert")
-    kinds = torch.nn.Embedding(1, backbone.config.hidden_size)
-    kinds.weight.data = backbone.embeddings.token_type_embeddings.weight.data[:1].clone()
-    backbone.embeddings.token_type_embeddings, backbone.config.type_vocab_size = kinds, 1
-    model = SegmentedModel(
-        backbone, join=join, join_layer=layer, item_position=ITEM_POSITION, item_tokens=ITEM_TOKENS
-    ).eval()
-    with torch.inference_mode():
-        assert torch.isfinite(logits(model, USERS, ITEMS)).all()
