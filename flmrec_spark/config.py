@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -148,7 +148,7 @@ def _override(values: dict[str, Any], override: str) -> str | None:
         value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as fault:
         return f"override {name}: got {text!r}, expected a YAML value: {_one_line(fault)}"
-    *sections, key = name.split(".")
+    *sections, key = _keys(name)
     for section in sections:
         inner = values.setdefault(section, {})
         if inner is None:
@@ -158,6 +158,22 @@ def _override(values: dict[str, Any], override: str) -> str | None:
         values = inner
     values[key] = value
     return None
+
+
+def _keys(name: str) -> list[str]:
+    """The keys of a dotted name; what follows one that holds names of its own, as tune.space does, is one of these."""
+    parts = name.split(".")
+    model: type[BaseModel] = Config
+    for place, part in enumerate(parts[:-1], start=1):
+        field = model.model_fields.get(part)
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        if any(kind is dict or get_origin(kind) is dict for kind in kinds):
+            return [*parts[:place], ".".join(parts[place:])]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return parts
 
 
 def _described(fault: ValidationError) -> Iterator[str]:

@@ -2,13 +2,15 @@
 
 Start, shipping, planning and item states are done as the run does them, so their time is measured. The time to score
 is the operations of all users, by `lm.flops`, over the rate at which the tried users were scored with every slot busy,
-and what the first of these trials took beside its scoring. The time to write cannot be tried without writing: commits
-and audit are first uses of code, as the start is, and took about as long wherever it was measured; rows come on top.
+and what the first of these trials took beside its scoring; where nobody tried had an item to score, each user takes as
+long as one of these. The time to write cannot be tried without writing: commits and audit are first uses of code, as
+the start is, and took about as long wherever it was measured; rows come on top.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import time
 from dataclasses import dataclass
 
@@ -22,12 +24,15 @@ from rich.table import Table
 from flmrec_spark import columns as c
 from flmrec_spark import scoring
 from flmrec_spark.config import ScoreConfig
+from flmrec_spark.errors import InputError
 from flmrec_spark.job import Job
 from flmrec_spark.lm.flops import item_flops
 from flmrec_spark.report.console import WIDTH
 from flmrec_spark.stages import partitions
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.stages.trial import sample
+
+log = logging.getLogger("flmrec")
 
 _TRIAL_S = 2.0  # of scoring, on every slot
 _MOST = 200  # users tried on a slot
@@ -40,10 +45,17 @@ _TABLES = 2  # a list stands in top_n and in recommendations
 class Tried:
     """A few users that were scored."""
 
-    flops_per_s: float  # of one slot
+    flops_per_s: float  # of one slot; 0 where none of them had an item to score: of `join: full` and candidates
     rows_per_user: float
     bytes_per_row: float  # as Parquet
     stage_s: float  # of a score stage, beside the scoring
+    user_s: float = 0.0  # of one slot, for one of them
+
+    def seconds(self, work: partitions.Work, slots: int) -> float:
+        """To score all users on so many slots."""
+        if self.flops_per_s > 0:
+            return work.flops / (self.flops_per_s * slots)
+        return self.user_s * work.users / slots
 
 
 def estimate(job: Job, shipped: Shipped, prompts: DataFrame, work: partitions.Work) -> None:
@@ -52,6 +64,9 @@ def estimate(job: Job, shipped: Shipped, prompts: DataFrame, work: partitions.Wo
     Args:
       prompts: as `user_prompts.user_prompts`.
       work: of all of them.
+
+    Raises:
+      InputError: there is no user to try.
     """
     slots = scoring.slots(shipped)
     tried = _try(shipped, prompts, config=job.config.score, slots=slots)
@@ -66,7 +81,9 @@ def estimate(job: Job, shipped: Shipped, prompts: DataFrame, work: partitions.Wo
         "rows": rows,
         "table_mb": round(_TABLES * rows * tried.bytes_per_row / 1e6),
     }
-    job.add_seconds("score", tried.stage_s + work.flops / (tried.flops_per_s * slots))
+    if tried.flops_per_s == 0 and work.flops > 0:
+        log.warning("score: none of the users that were tried has an item to score: expect more than is estimated")
+    job.add_seconds("score", tried.stage_s + tried.seconds(work, slots))
     job.add_seconds("write", _WRITE_PER_START * job.seconds["start"] + _TABLES * rows * _ROW_S)
     job.add_seconds("wall", sum(job.seconds.values()))
     _show(job, slots)
@@ -83,7 +100,7 @@ def _try(shipped: Shipped, prompts: DataFrame, *, config: ScoreConfig, slots: in
     sink = io.BytesIO()
     pq.write_table(listed, sink)
     rows = max(1, listed.num_rows)
-    return Tried(flops / per_user, rows / users_tried, sink.tell() / rows, stage_s)
+    return Tried(flops / per_user, rows / users_tried, sink.tell() / rows, stage_s, per_user)
 
 
 def _score(shipped: Shipped, users: DataFrame, *, config: ScoreConfig, slots: int) -> tuple[float, pa.Table, int]:
@@ -93,7 +110,9 @@ def _score(shipped: Shipped, users: DataFrame, *, config: ScoreConfig, slots: in
     lists = scores(users.repartition(slots), shipped, n=config.staged_n, diversity=diversity)
     listed = lists.where(F.col(c.RANK) > 0).toArrow()
     after = shipped.usage.sums()
-    n_users = after["users"] - before.get("users", 0.0)
+    n_users = after.get("users", 0.0) - before.get("users", 0.0)
+    if not n_users:
+        raise InputError("users: got none, expected some of whom a few are scored for --dry-run")
     return (after["busy_s"] - before.get("busy_s", 0.0)) / n_users, listed, int(n_users)
 
 

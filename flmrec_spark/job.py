@@ -213,7 +213,11 @@ def _parse(
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML, see conf/demo.yaml")
-    parser.add_argument("--run-id", metavar="ID", help="name of this run; by default made from its inputs and config")
+    parser.add_argument(
+        "--run-id",
+        metavar="ID",
+        help="name of this run; by default made from what it depends on; prepare: its settings",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the effective config and stop")
     if has_dry_run:
         parser.add_argument("--dry-run", action="store_true", help="say what the run would cost and write nothing")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from flmrec_spark.errors import ConflictError
+from flmrec_spark import columns as c
+from flmrec_spark.errors import ConflictError, InputError
 from flmrec_spark.fitting import Tools
 from flmrec_spark.job import Job
 from flmrec_spark.lm import folders, manifest
@@ -20,9 +22,13 @@ from flmrec_spark.ship import filter_digest, settled
 from flmrec_spark.stages import partitions, scores
 from flmrec_spark.stages.diversity import checked, told
 from flmrec_spark.stages.hybrid import FLM, HYBRID
+from flmrec_spark.stages.rejects import is_blank
 from flmrec_spark.stages.scores import Shipped
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, depends_on
 from flmrec_spark.tables.delta import content_digest, run_predicate
+from flmrec_spark.tables.pins import pinned
+from flmrec_spark.tables.sources import read_source, reading
+from flmrec_spark.tables.text_files import MALFORMED
 
 log = logging.getLogger("flmrec")
 
@@ -31,7 +37,25 @@ PUBLISHED, STAGED, NEW = "published", "staged", "new"
 PRECISION = ("precision", "precision_because")
 
 
-def fingerprint(job: Job, candidates: DataFrame | None) -> str:
+def candidates(job: Job) -> DataFrame | None:
+    """user_id, item_id of score.candidates; None without any. Raises InputError for rows that are no such pair."""
+    source = job.config.score.candidates
+    if source is None:
+        return None
+    required = (c.USER_ID, c.ITEM_ID)
+    source, _ = pinned(job.spark, source)
+    pairs = read_source(job.spark, source, name="score.candidates", required=required)
+    is_bad = F.col(f"`{MALFORMED}`").isNotNull() | is_blank(F.col(c.USER_ID)) | is_blank(F.col(c.ITEM_ID))
+    with reading(source, "score.candidates"):
+        n_bad = pairs.where(is_bad).count()
+    if n_bad:
+        raise InputError(
+            f"score.candidates: got {n_bad:,} malformed rows or rows without an id, expected none; at {source.place}"
+        )
+    return pairs.select(*required)
+
+
+def fingerprint(job: Job, pairs: DataFrame | None) -> str:
     """What the lists depend on: two runs of one fingerprint publish the same rows.
 
     Raises:
@@ -53,8 +77,8 @@ def fingerprint(job: Job, candidates: DataFrame | None) -> str:
         compares = diversity is not None and diversity.relevance < 1
         names = job.config.evaluate.baselines if strategy == HYBRID else [strategy]
         made_by = [strategy, *depends_on(names, compares_texts=compares and strategy != HYBRID, tools=tools(job))]
-    if candidates is not None:
-        job.inputs["candidates"] = content_digest(candidates)
+    if pairs is not None:
+        job.inputs["candidates"] = content_digest(pairs)
     settings = [
         LISTS,
         config.n,
@@ -119,8 +143,24 @@ def tools(job: Job) -> Tools:
     return Tools(job.spark, partial(load_template, job.config.prompts.template), job.config.model.path)
 
 
+def tell_of_unknown(job: Job, pairs: DataFrame) -> None:
+    """Counts the users and items of score.candidates that the tables do not have, of whom nothing can be said."""
+    for name, key in (("users", c.USER_ID), ("items", c.ITEM_ID)):
+        unknown = pairs.select(key).distinct().join(job.read(name), key, "left_anti").count()
+        job.counts[f"candidates_unknown_{name}"] = unknown
+        if unknown:
+            log.warning(
+                "score: %d %s of score.candidates are not in the table %s: their pairs are left out; ids must be "
+                "written alike, and new ones come by jobs/prepare.py",
+                unknown,
+                name,
+                name,
+            )
+
+
 def make_ready(job: Job, shipped: Shipped, prompts: DataFrame) -> tuple[Shipped, partitions.Work]:
     """Plans the users of `user_prompts` under `seconds["score"]`, then loads the model everywhere under `items`."""
+    tell_of_idle_cores(job.spark, shipped)
     with job.timed("score", "plan"):
         work = partitions.measure(prompts, shipped.cost)
         shipped, told = settled(shipped, prompts, job.config.score)
@@ -135,9 +175,29 @@ def slots(shipped: Shipped) -> int:
     return max(1, len(shipped.usage.loads()))
 
 
+def tell_of_idle_cores(spark: SparkSession, shipped: Shipped) -> None:
+    """Warns where Spark gives a task several cores of which the kernel in C uses one."""
+    from flmrec_spark.lm import native
+
+    cpus = int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or 1)
+    if cpus == 1 or shipped.bundle.uses_gpu or shipped.cost.shape.join == "full" or native.build() is None:
+        return
+    log.warning(
+        "score: spark.task.cpus is %d, but a task scores on one core, as the kernel in C has no threads: "
+        "with 1 every core scores",
+        cpus,
+    )
+
+
+def tasks_at_once(spark: SparkSession, shipped: Shipped) -> int:
+    """Tasks of the score stage that run at a time: one per GPU slot where they ask for GPUs, else one per core."""
+    found = slots(shipped)
+    return found if shipped.profile is not None else max(found, spark.sparkContext.defaultParallelism)
+
+
 def spread(job: Job, shipped: Shipped, prompts: DataFrame, work: partitions.Work) -> DataFrame:
     """The users in the tasks of the score stage."""
-    at_once = max(slots(shipped), job.spark.sparkContext.defaultParallelism)
+    at_once = tasks_at_once(job.spark, shipped)
     plan = partitions.rounds(at_once, users=work.users, tasks=job.config.score.partitions)
     return partitions.spread(prompts, shipped.cost, work, plan)
 

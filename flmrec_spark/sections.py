@@ -47,7 +47,7 @@ class Source(Section):
     path: Place | None = Field(None, description="file, folder or URI; needs `format`")
     table: str | None = Field(None, description="catalog name, instead of `path`")
     format: Literal["csv", "tsv", "parquet", "delta"] | None = None
-    columns: dict[str, str] = Field(default_factory=dict, description="our column: theirs; same names need no entry")
+    columns: dict[str, str | None] = Field(default_factory=dict, description="our column: theirs; null: there is none")
     attributes: dict[str, str] | None = Field(
         None, description="items and users: our attribute: their column; null takes every further column"
     )
@@ -84,9 +84,13 @@ class SplitConfig(Section):
         "user_time"
     )
     valid_share: Share = Field(
-        0.1, description="share of the rows between train and test, of users or items; column without any: of train"
+        0.1,
+        description="share of the rows between train and test, of users or items; column without any: of train; "
+        "user_time: a user of five rows or fewer has none",
     )
-    test_share: Share = Field(0.1, description="share of the rows, the last ones, or of the users or items")
+    test_share: Share = Field(
+        0.1, description="share of the rows, the last ones, or of the users or items; user_time: one at least"
+    )
     seed: int = Field(
         1, description="for `random` and the cold splits, and for the order of rows that carry no timestamp"
     )
@@ -134,7 +138,7 @@ class PrepareConfig(Section):
 
     @model_validator(mode="after")
     def _range_ascends(self) -> PrepareConfig:
-        if self.rating_range is not None and self.rating_range[0] >= self.rating_range[1]:
+        if self.rating_range is not None and not self.rating_range[0] < self.rating_range[1]:
             raise ValueError(f"rating_range: got {self.rating_range}, expected [lowest, highest]")
         return self
 
@@ -187,7 +191,7 @@ class ScoreConfig(Section):
     )
     partitions: Count | None = Field(None, description="tasks of the score stage, all equal; null: smaller ones last")
     broadcast_limit_mb: Annotated[int, Field(ge=0)] = Field(512, description="larger checkpoints travel as a file")
-    gpus_per_task: Annotated[int, Field(ge=0)] = Field(0, description="GPUs that a score task asks Spark for")
+    gpus_per_task: Annotated[int, Field(ge=0, le=1)] = Field(0, description="1: a score task asks Spark for a GPU")
     diversity: DiversityConfig = Field(
         DiversityConfig(), description="which of the best items stand in a list together"
     )

@@ -52,7 +52,11 @@ def session(tables: TablesConfig, *, app_name: str, uses_gpu: bool = False) -> S
       EnvironmentFault: no Java, no Delta jars, Delta shut out by the settings, or a locked embedded catalog.
     """
     active = SparkSession.getActiveSession()
-    if active is not None:
+    if active is not None:  # a notebook's, or a platform's
+        given = active.conf.getAll
+        for key, value in _READING.items():
+            if key not in given:
+                active.conf.set(key, value)
         return active
     if "PYSPARK_GATEWAY_PORT" not in os.environ and not (os.environ.get("JAVA_HOME") or shutil.which("java")):
         raise EnvironmentFault("Java: found none, expected 17 or newer on the PATH or in JAVA_HOME")

@@ -201,6 +201,7 @@ def _cost_model(found: Checkpoint, segmenter: Segmenter, rows: list[dict[str, An
         item_tokens=sum(lengths) / len(lengths),
         head_tokens=float(len(empty.ids) if empty is not None else settings.user_tokens),
         entry_tokens=sum(entries) / len(entries),
+        history_length=settings.history_length,
         user_tokens=settings.user_tokens,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -109,11 +110,14 @@ def with_stack(models: Models, prepared: Prepared, *, shipped: Shipped, tools: T
         history_length=HISTORY_LENGTH,
         exclude_seen=prepared.exclude_seen,
     )
-    asked = evaluation.pointwise_prompts(prompts, held).repartition(partitions, c.USER_ID)
-    answered = hybrid.features(asked, shipped, packed).toArrow()
     chosen = tools.spark.createDataFrame(_chosen(rows, len(world.item_ids)))
-    whole = prompts.join(chosen, c.USER_ID, "left_semi").repartition(partitions, c.USER_ID)
-    heads = hybrid.features(whole, shipped, packed, head=HEAD).toArrow()
+    whole = evaluation.beside_lists(prompts.join(chosen, c.USER_ID, "left_semi"), held)
+    others = prompts.join(chosen, c.USER_ID, "left_anti")
+    others = evaluation.beside_lists(evaluation.without_lists(others), held)
+    both = hybrid.features(whole.unionByName(others).repartition(partitions, c.USER_ID), shipped, packed, head=HEAD)
+    found = both.toArrow()
+    answered = found.filter(found[hybrid.IS_HELD])
+    heads = found.filter(pc.invert(found[hybrid.IS_HELD]))
     if not (answered.num_rows and heads.num_rows):
         raise InputError("hybrid: the model scored no liked row of split valid, expected some to fit the stack on")
     n_baselines = len(models.baselines)

@@ -21,7 +21,7 @@ from flmrec_spark.ship import listable
 from flmrec_spark.stacking import HISTORY_LENGTH, Prepared, fit_models, with_stack
 from flmrec_spark.stages.baselines.lists import MODEL, lists
 from flmrec_spark.stages.diversity import Diverse, diversified
-from flmrec_spark.stages.hybrid import FLM, HYBRID, lists_of_both
+from flmrec_spark.stages.hybrid import FLM, HYBRID, IS_HELD, lists_of_both
 from flmrec_spark.stages.scores import Shipped
 
 NEEDS_CHECKPOINT = frozenset({FLM, HYBRID})
@@ -160,7 +160,7 @@ def hybrid(
         assert models.stackers is not None and models.packed is not None
         diverse = None if diversity is None else Diverse(diversity, n)
         both = lists_of_both(prompts, settled, models.packed, models.stackers.ranking, n=n, diverse=diverse)
-        return both.where(F.col(MODEL) == (diversified(HYBRID) if diverse else HYBRID)).drop(MODEL)
+        return both.where(F.col(MODEL) == (diversified(HYBRID) if diverse else HYBRID)).drop(MODEL, IS_HELD)
 
     return Recommender(max(HISTORY_LENGTH, shipped.history_length), shipped.n_items, shipped.rejected, make, shipped)
 

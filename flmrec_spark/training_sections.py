@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from flmrec_spark.fields import Count, Place, Section, Share
 
-Rate = Annotated[float, Field(gt=0.0)]
+Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class AdapterConfig(Section):
@@ -53,7 +54,7 @@ class FactorTrainingConfig(Section):
     targets_per_row: Count = Field(2, description="interactions that share one history; fewer: nearer to what is next")
     rows_per_step: Count = Field(256, description="such rows in an optimizer step")
     learning_rate: Rate = 3e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1.0
+    weight_decay: Weight = 1.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="of a user's vector of lists")
     rating_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="of a user's vector of ratings")
     history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="share of entries left out")
@@ -78,13 +79,13 @@ class FinetuneConfig(Section):
     accumulate_steps: Count = Field(1, description="parts in which a step's examples are computed, to save memory")
     negatives: Annotated[int, Field(ge=0)] = Field(64, description="items drawn per step; unrated ones compete")
     negative_power: Share = Field(0.0, description="0: uniform; 1: by popularity; between: popularity to this power")
-    rating_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of binary cross-entropy on ratings")
-    ranking_weight: Annotated[float, Field(ge=0.0)] = Field(0.2, description="weight of softmax against the negatives")
+    rating_weight: Weight = Field(1.0, description="weight of binary cross-entropy on ratings")
+    ranking_weight: Weight = Field(0.2, description="weight of softmax against the negatives")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
-    head_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the head, started from nothing")
-    bias_learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="for the bias terms")
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    learning_rate: Rate = 5e-5
+    head_learning_rate: Rate = Field(1e-3, description="for the head, started from nothing")
+    bias_learning_rate: Rate = Field(1e-3, description="for the bias terms")
+    weight_decay: Weight = 0.01
     momentum: Share = Field(0.9, description="sgd only")
     warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -92,10 +93,12 @@ class FinetuneConfig(Section):
     dropout: Share = 0.1
     bias_dropout: Share = Field(
         0.2,
-        description="share of bias terms set to 0, as of unknown ids; of users alone where items have rating factors",
+        description="share of bias terms set to 0, as of unknown ids; of users alone where factors hide items'",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: the faster of the two here")
-    validate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
+    validate_every: Count | None = Field(
+        None, description="steps between validations; null: once an epoch, at least every 100"
+    )
     valid_users: Count = Field(2000, description="users in a validation, drawn by seed")
     save_every: Count | None = Field(None, description="steps between resume points; null: at each validation")
     factors: FactorTrainingConfig = FactorTrainingConfig()
@@ -139,7 +142,7 @@ class PretrainConfig(Section):
     texts_per_step: Count = Field(64, description="prompts in an optimizer step")
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="encoders: share of tokens to guess")
     learning_rate: Rate = 5e-5
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: Weight = 0.01
     warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
     clip_norm: Rate = Field(1.0, description="largest norm of the gradient")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1

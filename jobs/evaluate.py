@@ -41,7 +41,7 @@ from flmrec_spark.stages.baselines.lists import MODEL
 from flmrec_spark.stages.diversity import Diverse, diversified
 from flmrec_spark.stages.hybrid import FLM, HYBRID
 from flmrec_spark.stages.measurements import Measurement, measure, pairs
-from flmrec_spark.stages.models import Models, answered, listed
+from flmrec_spark.stages.models import Models, answered, listed, said
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.strategies import depends_on
 from flmrec_spark.tables import schemas
@@ -131,10 +131,12 @@ def _measured(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measu
             shipped = _of_split(job, shipped)
         models = _models(job, shipped, diverse)
         measuring.tell_what_is_missing(models, config.against)
-        with job.timed("score held-out rows"):
-            rows = _scored_rows(job, inputs, models)
-        with job.timed("score lists"):
-            asked, lists = _lists(job, inputs, models, rows, kept)
+        with job.timed("score"):  # held-out rows and lists in one pass
+            prompts = _spread(job, evaluation.beside_lists(inputs.prompts, inputs.rows))
+            ours = kept.enter_context(kept_in_memory(said(prompts, models, n=max(inputs.cutoffs))))
+            rows = _scored_rows(job, inputs, models, ours)
+        with job.timed("lists"):
+            asked, lists = _lists(job, inputs, models, rows, ours, kept)
     compared = pairs(models.names, config.compared_with(models.baselines))
     compared += [(HYBRID, name) for name in models.baselines if models.stackers is not None]
     compared += models.plain.items()
@@ -179,11 +181,11 @@ def _models(job: Job, shipped: Shipped, diverse: Diverse | None) -> Models:
         return models
 
 
-def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:
-    """The held-out rows that have a score, one column per model, in a fixed order."""
+def _scored_rows(job: Job, inputs: Inputs, models: Models, ours: DataFrame) -> pa.Table:
+    """The held-out rows that have a score, one column per model, in a fixed order; `ours` as `models.said`."""
     asked = _spread(job, evaluation.pointwise_prompts(inputs.prompts, inputs.rows))
-    said = answered(asked, models, n=inputs.longest_rows)
-    by_pair = said.groupBy(c.USER_ID, c.ITEM_ID).pivot(MODEL, list(models.names)).agg(F.first(c.SCORE))
+    found = answered(ours, asked, models, n=inputs.longest_rows)
+    by_pair = found.groupBy(c.USER_ID, c.ITEM_ID).pivot(MODEL, list(models.names)).agg(F.first(c.SCORE))
     everything = inputs.rows.join(by_pair, [c.USER_ID, c.ITEM_ID], "left").toArrow()
     rows = everything.filter(everything[FLM].is_valid())
     job.counts["unscored_rows"] = everything.num_rows - rows.num_rows
@@ -193,11 +195,11 @@ def _scored_rows(job: Job, inputs: Inputs, models: Models) -> pa.Table:
 
 
 def _lists(
-    job: Job, inputs: Inputs, models: Models, rows: pa.Table, kept: ExitStack
+    job: Job, inputs: Inputs, models: Models, rows: pa.Table, ours: DataFrame, kept: ExitStack
 ) -> tuple[evaluation.Collected, dict[str, Array]]:
     """What was asked, with users in a fixed order, and each model's lists as places in the catalogue."""
     n = max(inputs.cutoffs)
-    together = kept.enter_context(kept_in_memory(listed(_spread(job, inputs.prompts), models, n=n)))
+    together = kept.enter_context(kept_in_memory(listed(ours, _spread(job, inputs.prompts), models, n=n)))
     asked = evaluation.collected(
         rows,
         evaluation.relevant_items(inputs.rows, exclude_seen=job.config.score.exclude_seen).toArrow(),

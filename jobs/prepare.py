@@ -10,8 +10,8 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 from pyspark import StorageLevel
@@ -21,11 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from flmrec_spark import columns as c
-from flmrec_spark.config import PrepareConfig, Source
-from flmrec_spark.errors import InputError, RejectedError
+from flmrec_spark.config import Source
+from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.job import Job, run
+from flmrec_spark.prompts import load_template
 from flmrec_spark.stages import doubts
 from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_users, items_of, users_of
+from flmrec_spark.stages.cleaned import Cleaned, by_count, expect_few_rejects
 from flmrec_spark.stages.examples import build_examples
 from flmrec_spark.stages.interactions import clean_interactions
 from flmrec_spark.stages.rejects import REFUSED, REPEATED, accepted, rejects
@@ -33,28 +35,10 @@ from flmrec_spark.stages.repeats import without_repeats
 from flmrec_spark.stages.splits import with_moments, with_splits
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
+from flmrec_spark.tables.pins import pinned
 from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
 
 Splits = Mapping[str, tuple[int, ...]]  # split -> interactions, liked ones, users, examples
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """A source whose rows are each accepted, refused or say what another one says. `refused` counts by reason."""
-
-    name: str
-    tagged: DataFrame
-    rows_in: int
-    refused: Mapping[str, int]
-
-    @property
-    def rejected(self) -> int:
-        return sum(self.refused.values())
-
-    @property
-    def kept(self) -> int:
-        """Accepted rows, and those that say the same."""
-        return self.rows_in - self.rejected
 
 
 log = logging.getLogger("flmrec")
@@ -73,12 +57,13 @@ def prepare(job: Job) -> None:
     with ExitStack() as stack:
         with job.timed("clean"):
             cleaned = _clean(job, stack)
+        _expect_fields(job, cleaned)
         _count_rejects(job, cleaned)
         with job.timed("rejects"):
             refused = [rejects(one.tagged, run_id=job.run_id, job=job.name, source=one.name) for one in cleaned]
             every = reduce(DataFrame.unionByName, refused)
             job.tables.replace_rows(schemas.REJECTS, every, run_predicate(job.run_id, job=job.name), job.metadata())
-        _expect_few_rejects(cleaned, config)
+        expect_few_rejects(cleaned, config)
         splits = _write(job, stack, cleaned)
     _report(cleaned, splits, n_repeats=job.counts["repeats"])
 
@@ -115,6 +100,14 @@ def _clean(job: Job, stack: ExitStack) -> list[Cleaned]:
     return cleaned
 
 
+def _expect_fields(job: Job, cleaned: Sequence[Cleaned]) -> None:
+    """Raises ConfigError where a prompt shows what the tables will lack, before a training waits for them."""
+    fields = {one.name: accepted(one.tagged).columns for one in cleaned}
+    items = [c.ITEM_ID, c.TITLE, *fields.get("items", ())]
+    users = [name for name in fields.get("users", ()) if name != c.USER_ID]
+    load_template(job.config.prompts.template).check(item_fields=items, user_fields=users)
+
+
 def _read(
     job: Job,
     name: str,
@@ -124,7 +117,8 @@ def _read(
     optional: Sequence[str] = (),
     with_attributes: bool = False,
 ) -> DataFrame:
-    job.inputs[name] = source.place
+    _expect_elsewhere(job, name, source)
+    source, job.inputs[name] = pinned(job.spark, source)
     return read_source(
         job.spark,
         source,
@@ -133,6 +127,20 @@ def _read(
         optional=optional,
         with_attributes=with_attributes,
     )
+
+
+def _expect_elsewhere(job: Job, name: str, source: Source) -> None:
+    """Raises ConfigError where a table would be written among the files that are read."""
+    if source.path is None or job.config.tables.root is None or "://" in source.path:
+        return
+    own = Path(source.path).absolute()
+    for table in schemas.NAMES:
+        place = Path(job.tables.place(table)).absolute()
+        if place == own or place in own.parents:
+            raise ConfigError(
+                f"prepare.{name}.path: got {source.path}, where the table {table} has its place, expected another; "
+                "see tables.root"
+            )
 
 
 def _tag(stack: ExitStack, name: str, *, source: Source, frame: DataFrame, tagged: DataFrame) -> Cleaned:
@@ -168,25 +176,6 @@ def _count_rejects(job: Job, cleaned: Sequence[Cleaned]) -> None:
             job.counts[key] = job.counts.get(key, 0) + n
 
 
-def _expect_few_rejects(cleaned: Sequence[Cleaned], config: PrepareConfig) -> None:
-    for one in cleaned:
-        if one.rejected > config.max_reject_share * one.rows_in:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in _by_count(one.refused))
-            raise RejectedError(
-                f"prepare.{one.name}: refused {one.rejected} of {one.rows_in} rows ({reasons}), expected at most "
-                f"prepare.max_reject_share = {config.max_reject_share}; see the table rejects{_cure(one)}; "
-                "nothing else changed"
-            )
-        if one.kept == 0:
-            raise InputError(f"prepare.{one.name}: all {one.rows_in} rows were refused; see the table rejects")
-
-
-def _cure(one: Cleaned) -> str:
-    named = {"unreadable timestamp": "prepare.timestamp_format", "text too long": "prepare.max_text_chars"}
-    most = _by_count(one.refused)[0][0]
-    return f" and {named[most]}" if most in named else ""
-
-
 def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
     config = job.config.prepare
     kept = {one.name: accepted(one.tagged) for one in cleaned}
@@ -210,7 +199,8 @@ def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
         job.tables.replace_if_changed(schemas.EXAMPLES, examples, job.metadata())
     with job.timed("count"):
         counts = F.count("*"), F.count_if(c.IS_LIKED), F.count_distinct(c.USER_ID)
-        found = _by_split(interactions, *counts, F.min(c.TIMESTAMP), F.max(c.TIMESTAMP))
+        times = F.count_if(doubts.is_odd_time(F.col(c.TIMESTAMP))), F.min(c.TIMESTAMP), F.max(c.TIMESTAMP)
+        found = _by_split(interactions, *counts, *times)
         rows = {split: row[: len(counts)] for split, row in found.items()}
         asked = _by_split(examples, F.count("*"))
         n_rows, n_liked = (sum(row[place] for row in rows.values()) for place in (0, 1))
@@ -218,7 +208,10 @@ def _write(job: Job, stack: ExitStack, cleaned: Sequence[Cleaned]) -> Splits:
         job.counts["repeats"] = next(one.kept for one in cleaned if one.name == "interactions") - n_rows
         job.counts["examples"] = sum(n for (n,) in asked.values())
         doubts.tell_of_one_label(interactions, n_rows, n_liked)
-        doubts.tell_of_odd_times([time for row in found.values() for time in row[len(counts) :] if time is not None])
+        n_odd = sum(row[len(counts)] for row in found.values())
+        ends = [time for row in found.values() for time in row[len(counts) + 1 :] if time is not None]
+        doubts.tell_of_odd_times(ends, n_odd=n_odd)
+        doubts.tell_of_odd_splits({split: row[0] for split, row in rows.items()}, config.split)
     return {split: (*rows.get(split, (0, 0, 0)), *asked.get(split, (0,))) for split in c.SPLITS}
 
 
@@ -226,7 +219,7 @@ def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> No
     """Prints what came in, what was refused and why, and how large the splits are."""
     came = Table("source", "rows", "kept", "refused", "reasons", title="What came in")
     for one in cleaned:
-        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in _by_count(one.refused))
+        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in by_count(one.refused))
         came.add_row(one.name, *(f"{n:,}" for n in (one.rows_in, one.kept, one.rejected)), reasons)
     asked = Table("split", "interactions", "liked", "users", "examples", title="What is asked when")
     for split, numbers in splits.items():
@@ -240,10 +233,6 @@ def _report(cleaned: Sequence[Cleaned], splits: Splits, *, n_repeats: int) -> No
 
 def _by_split(frame: DataFrame, *counts: Column) -> dict[str, tuple[Any, ...]]:
     return {row[0]: tuple(row[1:]) for row in frame.groupBy(c.SPLIT).agg(*counts).collect()}
-
-
-def _by_count(refused: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(refused.items(), key=lambda item: (-item[1], item[0]))
 
 
 if __name__ == "__main__":

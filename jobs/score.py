@@ -18,12 +18,11 @@ from contextlib import ExitStack
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark import dry_run, publishing, scoring
 from flmrec_spark.config import Config
-from flmrec_spark.errors import ConfigError, ConflictError, InputError
+from flmrec_spark.errors import ConfigError, ConflictError
 from flmrec_spark.job import Job, run
 from flmrec_spark.ship import listable, load_libraries, ship
 from flmrec_spark.stacking import Prepared
@@ -34,9 +33,7 @@ from flmrec_spark.stages.user_prompts import user_prompts, with_candidates
 from flmrec_spark.strategies import NEEDS_CHECKPOINT, Recommender, recommender
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
-from flmrec_spark.tables.sources import read_source, reading
 from flmrec_spark.tables.spark_errors import spark_message
-from flmrec_spark.tables.text_files import MALFORMED
 
 log = logging.getLogger("flmrec")
 
@@ -53,7 +50,7 @@ def _load_libraries(config: Config) -> None:
 
 def score(job: Job) -> None:
     with job.timed("start", "inputs"):
-        candidates = _candidates(job)
+        candidates = scoring.candidates(job)
         made_of = scoring.fingerprint(job, candidates)
         is_named, job.run_id = bool(job.run_id), job.run_id or f"score-{made_of}"
         for schema in (schemas.TOP_N, schemas.RECOMMENDATIONS, schemas.REJECTS, schemas.RUNS):
@@ -108,7 +105,7 @@ def estimate(job: Job) -> None:
             f"--dry-run: got score.strategy {job.config.score.strategy}, expected {FLM}: it alone is estimated"
         )
     with job.timed("start", "inputs"):
-        candidates = _candidates(job)
+        candidates = scoring.candidates(job)
         scoring.fingerprint(job, candidates)
     with ExitStack() as kept:
         found = _recommender(job)
@@ -154,22 +151,6 @@ def _score(job: Job, shipped: Shipped | None, lists: DataFrame, metadata: dict[s
     commit = min(max(0.0, time.time() - ended), job.seconds["score"]) if ended is not None else 0.0
     job.add_seconds("score", -commit)
     job.add_seconds("write", commit)
-
-
-def _candidates(job: Job) -> DataFrame | None:
-    source = job.config.score.candidates
-    if source is None:
-        return None
-    required = (c.USER_ID, c.ITEM_ID)
-    pairs = read_source(job.spark, source, name="score.candidates", required=required)
-    is_bad = F.col(f"`{MALFORMED}`").isNotNull() | F.col(c.USER_ID).isNull() | F.col(c.ITEM_ID).isNull()
-    with reading(source, "score.candidates"):
-        n_bad = pairs.where(is_bad).count()
-    if n_bad:
-        raise InputError(
-            f"score.candidates: got {n_bad:,} malformed rows or rows without an id, expected none; at {source.place}"
-        )
-    return pairs.select(*required)
 
 
 def _recommender(job: Job) -> Recommender:
@@ -223,7 +204,9 @@ def _prompts(job: Job, found: Recommender, candidates: DataFrame | None, kept: E
             exclude_seen=job.config.score.exclude_seen,
             are_all=True,
         )
-        prompts = prompts if candidates is None else with_candidates(prompts, candidates)
+        if candidates is not None:
+            scoring.tell_of_unknown(job, candidates)
+            prompts = with_candidates(prompts, candidates)
         prompts = prompts.persist(StorageLevel.MEMORY_AND_DISK)
         kept.callback(prompts.unpersist)
     return prompts

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from flmrec_spark.config import TablesConfig
 from flmrec_spark.job import session
 from flmrec_spark.tables.delta import Tables
+from tests.light import LIGHT, flags
 
 _DATABASES = itertools.count(1)
 
@@ -27,29 +28,23 @@ hypothesis.settings.load_profile("flmrec")
 
 _LONGEST = ("test_families.py", "test_diversity.py")  # modules of minutes
 _WHOLE_JOBS = {"tests", "jobs", "evaluate", "benchmarks"}  # folders of tests that run whole jobs
+_STAGES = {"stages", "baselines", "tables"}  # those that run parts of one in Spark; what is left is short and many
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long modules first, so that of two processes none ends minutes before the other."""
-    items.sort(key=lambda item: (item.path.name not in _LONGEST, item.path.parent.name not in _WHOLE_JOBS))
+    """Long modules first and short ones last, so that of two processes none ends minutes before the other."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        folder = item.path.parent.name
+        return item.path.name not in _LONGEST, folder not in _WHOLE_JOBS, folder not in _STAGES
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The session that a job makes for itself, with an embedded catalog in a temporary folder.
-
-    Worlds of some dozen rows need no more partitions than these, and every one costs time; so does Java that Spark
-    writes and compiles for each query, and plans that are made anew after each stage: here it interprets the plans as
-    they are. Tests that start Spark in a process of its own, such as test_score_processes, leave it as it comes.
-    """
-    settings = {
-        "spark.sql.shuffle.partitions": "2",
-        "spark.databricks.delta.snapshotPartitions": "1",
-        "spark.sql.codegen.wholeStage": "false",
-        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-        "spark.sql.adaptive.enabled": "false",
-    }
-    few = " ".join(f"--conf {key}={value}" for key, value in settings.items())
+    """The session that a job makes for itself, but light, with an embedded catalog in a temporary folder."""
+    few = " ".join(flags(LIGHT))
     os.environ.setdefault("PYSPARK_SUBMIT_ARGS", f"{few} pyspark-shell")
     catalog = tmp_path_factory.mktemp("catalog") / "metastore"
     started = session(TablesConfig(root=None, metastore=str(catalog)), app_name="flmrec tests")

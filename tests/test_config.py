@@ -18,7 +18,8 @@ from flmrec_spark.errors import ConfigError, FlmrecError
 from flmrec_spark.sections import EvaluateConfig
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "conf").glob("*.yaml"))
+OWN = ROOT / "conf/own.yaml"  # a start for data of one's own: some keys alone
+CONFIGS = sorted({*(ROOT / "conf").glob("*.yaml")} - {OWN})
 SMALLEST: dict[str, Any] = {
     "tables": {"root": "t"},
     "prepare": {"interactions": {"path": "i.csv", "format": "csv"}},
@@ -98,6 +99,9 @@ def test_every_fault_of_file_and_overrides_is_told_at_once(tmp_path: Path) -> No
         ("score.history_splits=[train, train]", "expected each split once"),
         ("prepare.split.valid_share=0.95", "prepare.split: valid_share + test_share: got 1.05, expected below 1"),
         ("prepare.rating_range=[5, 1]", "prepare: rating_range: got [5.0, 1.0], expected [lowest, highest]"),
+        ("prepare.rating_range=[.nan, 1]", "prepare: rating_range: got [nan, 1.0], expected [lowest, highest]"),
+        ("finetune.learning_rate=.inf", "finetune.learning_rate: got inf, expected a finite number"),
+        ("tune.space.finetune.learning_rat=5", "tune.space.finetune.learning_rat: got 5, expected"),
         ("prepare.event_values={buy: 1}", "prepare.liked_at_least: got null, expected a worth"),
         ("prepare.event_values={yes: 1}", "got the event true, expected names: put yes, no, true, 1.50 and"),
         ("prepare.event_values={1.50: 1}", "got the event 1.5, expected names: put yes, no, true, 1.50 and"),
@@ -316,3 +320,20 @@ def test_a_number_is_decimal_and_what_begins_with_a_zero_is_text(smallest: Path)
     again = smallest.parent / "again.yaml"
     again.write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(again, []).prepare.event_values == config.prepare.event_values
+
+
+def test_a_name_with_dots_is_one_key_where_names_are_of_ones_own(smallest: Path) -> None:
+    given = ["tune.space.finetune.learning_rate=[1.0e-5, 1.0e-4]", "prepare.event_values.add.cart=2"]
+    found = load_config(smallest, [*given, "prepare.liked_at_least=2"])
+    assert found.tune.space == {"finetune.learning_rate": [1e-5, 1e-4]}
+    assert found.prepare.event_values == {"add.cart": 2.0}
+
+
+def test_the_start_for_data_of_ones_own_loads_and_says_little_but_what_is_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = load_config(OWN)
+    assert found.prepare.liked_at_least in found.prepare.event_values.values()
+    assert len(OWN.read_text(encoding="utf-8").splitlines()) < 50
+    assert f"#   spark-submit jobs/score.py --config conf/{OWN.name}" in OWN.read_text(encoding="utf-8").splitlines()

@@ -20,6 +20,7 @@ from tests.world import ITEMS, write_config
 
 Row = dict[str, object]
 COLUMNS = {"user_id": "member", "item_id": "sku"}
+ALONE: dict[str, object] = {"baselines": [], "against": None}  # where nothing is asked of a baseline
 FINETUNE = {
     "epochs": 1,
     "max_steps": 2,
@@ -37,6 +38,7 @@ def evaluated(
     database: str,
     prepare_keys: dict[str, object],
     more: dict[str, dict[str, object]] | None = None,
+    with_page: bool = False,
 ) -> Path:
     """Runs prepare, fine-tune and evaluate on a log without item and user files; returns the folder of the tables."""
     folder.mkdir(exist_ok=True)
@@ -56,7 +58,8 @@ def evaluated(
     config = write_config(folder, **sections)
     for main in (prepare.main, finetune.main):
         assert main(["--config", str(config)]) == 0
-    assert evaluate.main(["--config", str(config), "--report", str(folder / "report.html")]) == 0
+    page = ["--report", str(folder / "report.html")] if with_page else []
+    assert evaluate.main(["--config", str(config), *page]) == 0
     return folder / "tables"
 
 
@@ -90,6 +93,7 @@ def own_split(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
         lines,
         database="own_split",
         prepare_keys={"split": {"by": "column"}, "liked_at_least": 4},
+        with_page=True,
     )
 
 
@@ -134,7 +138,8 @@ def shop(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shop")
     columns = {**COLUMNS, "event": "what", "timestamp": "when"}
     source = {"path": str(folder / "log.csv"), "format": "csv", "columns": columns}
-    return evaluated(folder, lines, database="shop", prepare_keys={**keys, "interactions": source})
+    keys["interactions"] = source
+    return evaluated(folder, lines, database="shop", prepare_keys=keys, more={"evaluate": ALONE}, with_page=True)
 
 
 def test_a_log_without_ratings_is_measured_by_what_its_events_are_worth(shop: Path) -> None:
@@ -204,6 +209,7 @@ def new_users(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
         more={
             "finetune": {"factors": FACTORS, "ranking_weight": 0.2, "negatives": 4},
             "model": {"collaborative": {"dimension": 4}},
+            "evaluate": ALONE,
         },
     )
 

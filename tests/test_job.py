@@ -284,6 +284,19 @@ def test_a_running_session_is_taken_as_it_is(spark: SparkSession) -> None:
     assert session(TablesConfig(root=None), app_name="other") is spark
 
 
+def test_a_running_session_reads_as_jobs_do_where_nobody_said_otherwise(spark: SparkSession) -> None:
+    zone, charsets = "spark.sql.session.timeZone", "spark.sql.legacy.javaCharsets"
+    before = {name: spark.conf.get(name) for name in (zone, charsets)}
+    try:
+        spark.conf.set(zone, "Asia/Shanghai")
+        spark.conf.unset(charsets)
+        session(TablesConfig(root=None), app_name="other")
+        assert (spark.conf.get(zone), spark.conf.get(charsets)) == ("Asia/Shanghai", "true")
+    finally:
+        for name, value in before.items():
+            spark.conf.set(name, value)
+
+
 def test_settings_without_delta_are_refused(spark: SparkSession) -> None:
     with pytest.raises(EnvironmentFault, match=r"spark\.sql\.extensions: got other\.Extension, expected io\.delta"):
         sessions._expect_delta(spark.sparkContext, "other.Extension")

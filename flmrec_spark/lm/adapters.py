@@ -37,6 +37,12 @@ _PEFT_PREFIX = "base_model.model."
 _IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
+def expect_steps(settings: AdapterConfig, n_steps: int) -> None:
+    """Raises ConfigError where the training is too short for AdaLoRA."""
+    if settings.method == "adalora" and n_steps < _FEWEST_STEPS:
+        raise ConfigError(f"finetune.adapter.method: got adalora with {n_steps} steps, expected {_FEWEST_STEPS}")
+
+
 class Adapter:
     """The adapter of a backbone; everything else of the backbone is frozen.
 
@@ -49,8 +55,7 @@ class Adapter:
     """
 
     def __init__(self, backbone: nn.Module, settings: AdapterConfig, *, folder: str, n_steps: int) -> None:
-        if settings.method == "adalora" and n_steps < _FEWEST_STEPS:
-            raise ConfigError(f"finetune.adapter.method: got adalora with {n_steps} steps, expected {_FEWEST_STEPS}")
+        expect_steps(settings, n_steps)
         modules = _modules(backbone, settings)
         self.config = _config(settings, modules, folder, n_steps)
         self.config.fan_in_fan_out = any(isinstance(backbone.get_submodule(name), Conv1D) for name in modules)

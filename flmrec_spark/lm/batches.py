@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
 
 from flmrec_spark.config import AugmentConfig
 from flmrec_spark.lm.augmentation import augmented
@@ -67,16 +68,21 @@ class Negatives:
     """Draws items that a step's users are compared with: one draw for all of them, so each item is encoded once."""
 
     share: npt.NDArray[np.float64]  # (N,): probability ~ interactions ** power, 0 for an item that no prompt can show
-    log_share: Floats  # (N,): log of the share times the items that have one; 0 when uniform
+    log_share: Floats  # (N,): log of how much more often than the mean item each is drawn; 0 when uniform
     known: Index  # sorted keys user * N + item that are no negatives
 
     @classmethod
-    def of(cls, counts: Floats, *, power: float, known: Index, drawable: Mask) -> Negatives:
-        """counts (N,): interactions of each item; one without any counts as 1, or power would hide it forever."""
+    def of(cls, counts: Floats, *, power: float, known: Index, drawable: Mask, n: int) -> Negatives:
+        """counts (N,): interactions of each item; one without any counts as 1, or power would hide it forever.
+
+        `n` items are drawn at a time. None is drawn twice, so the most popular are drawn less often than n times their
+        share: what logits are corrected for is the probability of being among them.
+        """
         weights = np.where(drawable, np.maximum(counts, 1.0).astype(np.float64) ** power, 0.0)
         share = weights / weights.sum()
+        drawn = _inclusion(share, n)
         with np.errstate(divide="ignore"):
-            log_share = np.log(share * drawable.sum())
+            log_share = np.log(drawn / drawn[drawable].mean())
         return cls(share, log_share.astype(np.float32), known)
 
     def draw(self, users: Index, n: int, random: np.random.Generator) -> Index:
@@ -89,6 +95,24 @@ class Negatives:
         places = np.searchsorted(self.known, keys).clip(max=max(len(self.known) - 1, 0))
         is_known = self.known[places] == keys if len(self.known) else np.zeros(keys.shape, dtype=bool)
         return np.where(is_known, -1, np.broadcast_to(drawn, keys.shape))
+
+
+def _inclusion(share: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
+    """(N,) about how probably each item is among n that are drawn one after the other without being put back.
+
+    An item that waits a time with rate `share` for its turn has had it by a time t with 1 - exp(-share t); t is when n
+    of them have (Rosen 1972, successive sampling).
+    """
+    if n == 0 or n >= (share > 0).sum():
+        return (share > 0).astype(np.float64)
+
+    def drawn_by(time: float) -> npt.NDArray[np.float64]:
+        return np.asarray(-np.expm1(-share * time))
+
+    last = 2.0 * n
+    while drawn_by(last).sum() < n:
+        last *= 2
+    return drawn_by(float(brentq(lambda time: drawn_by(time).sum() - n, 0.0, last, xtol=1e-12)))
 
 
 def epoch_order(lengths: Index, *, per_step: int, seed: int, epoch: int) -> list[Index]:

@@ -32,7 +32,7 @@ def pack(checkpoint_folder: Path, items: pa.Table, target: Path, *, kernel: Buil
     its manifest, which `unpack` holds every file to.
     """
     told = (checkpoint_folder / manifest.NAME).read_bytes()
-    with tarfile.open(target, "w") as archive:
+    with tarfile.open(target, "w", dereference=True) as archive:  # links become files, also hard ones of one file
         _add(archive, f"{CHECKPOINT}/{manifest.NAME}", io.BytesIO(told))
         for name in manifest.files(checkpoint_folder):
             archive.add(checkpoint_folder / name, arcname=f"{CHECKPOINT}/{name}")

@@ -12,6 +12,7 @@ import torch
 
 from flmrec_spark.lm.checkpoint import load_tokenizer
 from flmrec_spark.lm.families.loading import load_backbone
+from flmrec_spark.lm.families.registry import family_of
 
 _BATCH, _MAX_TOKENS = 64, 128
 
@@ -19,13 +20,14 @@ _BATCH, _MAX_TOKENS = 64, 128
 @torch.inference_mode()
 def embed_texts(model_path: str | Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Mean of the last hidden states over the tokens of each text, (N, D); of long texts the first 128 tokens count,
-    and a text without a token is 0. Of an encoder-decoder the encoder reads them, as in sentence-T5 (Ni et al. 2022).
+    or as many as the model has positions, and a text without a token is 0. Of an encoder-decoder the encoder reads
+    them, as in sentence-T5 (Ni et al. 2022).
 
     Raises:
       CheckpointError: the model or its tokenizer does not load.
     """
     backbone: Any = load_backbone(model_path).eval()
-    tokenizer = load_tokenizer(model_path)
+    tokenizer, most = load_tokenizer(model_path), min(_MAX_TOKENS, family_of(backbone).max_positions)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.pad_token or tokenizer.eos_token, "right"
     reader: Any = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
     shortest_first = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
@@ -36,7 +38,7 @@ def embed_texts(model_path: str | Path, texts: Sequence[str]) -> npt.NDArray[np.
             [texts[place] for place in places],
             padding=True,
             truncation=True,
-            max_length=_MAX_TOKENS,
+            max_length=most,
             return_tensors="pt",
         )
         mask = tokens["attention_mask"]

@@ -50,7 +50,9 @@ def save(folder: Path, found: Collaborative) -> None:
         told |= dict(zip(_GRADES, (found.grades.liked, found.grades.disliked), strict=True))
     if found.texts is not None:
         told |= dict(zip(_TEXTS, (found.texts.weight, found.texts.bias), strict=True))
-    save_file(tensors | told | {"history_length": np.array(found.history_length)}, folder / _FILE)
+    whole = tensors | told | {"history_length": np.array(found.history_length)}
+    # Safetensors writes an array as it lies in memory, whatever the order of its axes.
+    save_file({name: np.asarray(value, order="C") for name, value in whole.items()}, folder / _FILE)
     pq.write_table(pa.table([found.item_ids], schema=_SCHEMA), folder / _IDS)
 
 

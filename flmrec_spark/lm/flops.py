@@ -15,7 +15,8 @@ two operations per parameter and token, and two products per query and key; caus
     item         once: layers below the join, and Q, K, V of the joined one
 
 after the count of shared prefixes: 2 n P_u + 4 L a c P_u^2 per user, 2 n S_i + 4 L a S_i (P_u + c S_i) per pair, which
-is what join_layer 0 comes to without the shortcuts of its first and last layer.
+is what join_layer 0 comes to without the shortcuts of its first and last layer. Of an encoder-decoder L is the
+encoder's for a user and a whole pair, and the decoder's for all else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from typing import Any
 class Shape:
     """What the formula needs of a model; parameters are those of one layer."""
 
-    n_layers: int
+    n_layers: int  # that an item goes through
+    n_user_layers: int  # that a user goes through, and a whole pair: others of an encoder-decoder alone
     hidden: int
     attention: int  # heads x size of a head
     query: int  # parameters of the linear layers: n_q, n_kv, n_o, n_f
@@ -53,8 +55,8 @@ def shape_of(config: Any, *, join: str, join_layer: int) -> Shape:
 
     with torch.device("meta"):
         backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-    n_layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
-    stacks = [part for part in backbone.modules() if isinstance(part, nn.ModuleList) and len(part) == n_layers]
+    n_user_layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
+    stacks = [part for part in backbone.modules() if isinstance(part, nn.ModuleList) and len(part) == n_user_layers]
     matrices = [weight for weight in stacks[0][0].parameters() if weight.ndim == 2]
     heads = int(config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or hidden // heads)
@@ -62,7 +64,8 @@ def shape_of(config: Any, *, join: str, join_layer: int) -> Shape:
     attention = heads * size
     in_attention = 2 * attention * hidden + 2 * key_heads * size * hidden
     return Shape(
-        n_layers=n_layers,
+        n_layers=int(getattr(config, "num_decoder_layers", None) or n_user_layers),
+        n_user_layers=n_user_layers,
         hidden=hidden,
         attention=attention,
         query=attention * hidden,
@@ -94,14 +97,14 @@ def user_flops(shape: Shape, user_tokens: Any) -> Any:
     """What a user costs before any item."""
     if shape.join == "full":
         return user_tokens * 0.0
-    return layer_flops(shape, user_tokens, user_tokens) * float(shape.n_layers)
+    return layer_flops(shape, user_tokens, user_tokens) * float(shape.n_user_layers)
 
 
 def pair_flops(shape: Shape, user_tokens: Any, item_tokens: float) -> Any:
     """What a pair costs when the user's and the item's states are there."""
     if shape.join == "full":
         tokens = user_tokens + item_tokens
-        return layer_flops(shape, tokens, tokens) * float(shape.n_layers)
+        return layer_flops(shape, tokens, tokens) * float(shape.n_user_layers)
     if shape.join_layer == shape.n_layers:
         return user_tokens * 0.0 + 2.0 * shape.hidden
     to_user = user_tokens * (4.0 * shape.attention)

@@ -99,5 +99,11 @@ def present(target: Path) -> Path:
     return target if target.exists() or not _previous(target).exists() else _previous(target)
 
 
+def clear_previous(target: Path) -> None:
+    """Removes what the target was before, where `replace` was killed before it did."""
+    if behind_links(target).exists():
+        shutil.rmtree(_previous(target), ignore_errors=True)
+
+
 def _previous(target: Path) -> Path:
     return beside(target, ".previous")

@@ -17,7 +17,7 @@ import torch
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.reranking import in_steps
 
-_BLOCK = 4096  # items of which a mean is made at once
+_BLOCK = 4096  # items whose vectors are added up at once, and tokens whose states are looked at together
 
 
 class ItemVectors:
@@ -29,6 +29,10 @@ class ItemVectors:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
+        states = scorer.items.states
+        assert states is not None
+        n_tokens = states.hidden_mask.shape[1] if scorer.model.keeps_tokens else 1
+        self._step = max(1, _BLOCK // n_tokens)  # items
         n_items = len(scorer.items.tokens)
         blocks = range(0, n_items, _BLOCK)
         sums = [self._plain(np.arange(at, min(at + _BLOCK, n_items))).sum(axis=0) for at in blocks]
@@ -38,8 +42,12 @@ class ItemVectors:
         """(P, D) as `reranking.in_steps`."""
         return in_steps(self._plain(items) - self.mean)
 
-    @torch.inference_mode()
     def _plain(self, items: Any) -> Any:
+        starts = range(0, max(1, len(items)), self._step)
+        return np.concatenate([self._means(items[at : at + self._step]) for at in starts])
+
+    @torch.inference_mode()
+    def _means(self, items: Any) -> Any:
         hidden, is_padding = self.scorer.item_hidden(items)
         kept = (~is_padding).double()[..., None]  # (P, Q, 1)
         return ((hidden * kept).sum(1) / kept.sum(1)).cpu().numpy()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from flmrec_spark.errors import CheckpointError
 from flmrec_spark.lm import text_factors
 from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.blending import Blend, Scores, sigmoid
@@ -83,6 +84,9 @@ class Judge:
     Args:
       items: factors of the scorer's items; None where the checkpoint has none.
       place_in_factors: place in the factors of every place of the catalogue, by which histories are given.
+
+    Raises:
+      CheckpointError: a score that it is asked for is no number.
     """
 
     def __init__(
@@ -124,13 +128,24 @@ class Judge:
         text = logits[0] + self.scorer.items.bias[chosen] + rules.biases.user.get(asked.user_id, 0.0)
         own = self._term(LISTING, factors, chosen)
         rating = blend.calibration.log_odds(text, self._term(RATING, factors, chosen), own)
-        probability = sigmoid(rating)
         if blend.listing is None:
+            probability = _score(rating)
             return Said(probability, probability, rating, None)
         head = logits[1] if len(logits) > 1 else None
         is_new = None if self.items is None else self.items.is_new[chosen]
         listing = blend.listing.log_odds(rating, head, own, is_new)
-        return Said(sigmoid(listing), probability, rating, listing)
+        return Said(_score(listing), sigmoid(rating), rating, listing)
 
     def _term(self, kind: str, factors: Floats | None, chosen: Any) -> Floats | None:
         return None if self.items is None or factors is None else self.items.term(kind, factors, chosen)
+
+
+def _score(log_odds: Scores) -> Scores:
+    """Raises CheckpointError where one is no number: `ranking.best` would leave it out unseen."""
+    is_finite = np.isfinite(log_odds)
+    if not is_finite.all():
+        raise CheckpointError(
+            f"checkpoint: {np.count_nonzero(~is_finite):,} of {len(log_odds):,} scores are no numbers, expected finite "
+            "ones: the checkpoint's weights, biases or factors hold some"
+        )
+    return sigmoid(log_odds)

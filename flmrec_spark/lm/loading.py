@@ -80,9 +80,12 @@ def load_data(config: Config, prepared: Prepared) -> Data:
         )
     seen = dataset.seen(prepared, catalog, user_ids, splits=[c.TRAIN])
     counts, _ = dataset.counts(prepared, c.ITEM_ID, catalog.item_ids, splits=[c.TRAIN])
-    negatives = Negatives.of(counts, power=config.finetune.negative_power, known=seen, drawable=catalog.is_known)
-    settings = config.model.collaborative
-    profiles = dataset.profiles(prepared, segmenter, user_ids, are_read=settings.dimension > 0 and settings.profile > 0)
+    settings = config.finetune
+    negatives = Negatives.of(
+        counts, power=settings.negative_power, known=seen, drawable=catalog.is_known, n=settings.n_negatives
+    )
+    factors = config.model.collaborative
+    profiles = dataset.profiles(prepared, segmenter, user_ids, are_read=factors.dimension > 0 and factors.profile > 0)
     return Data(segmenter, catalog, user_ids, train, valid, negatives, seen, profiles)
 
 

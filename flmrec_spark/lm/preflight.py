@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def estimate(config: Config, shape: StepShape, *, precision: str) -> Estimate:
 
     The model is built on torch's meta device, so nothing of its size is allocated.
     """
-    backbone = _meta_model(config)
+    backbone = meta_model(config)
     n_all = _n_parameters(backbone)
     settings = config.finetune
     has_adapter = settings.adapter.method != "none"
@@ -155,6 +156,8 @@ def expect_room(config: Config, shape: StepShape, *, precision: str, device: tor
 def available(device: torch.device) -> float:
     """Free bytes: of the GPU, or of this machine and the control group that the process runs in."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what this process keeps for its next tensors is free too
         return float(torch.cuda.mem_get_info(device)[0])
     return min(_free_of_machine(), _free_of_cgroup(Path("/sys/fs/cgroup")))
 
@@ -205,7 +208,8 @@ def _is_bf16(backbone: Any) -> bool:
     return str(getattr(backbone.config, "dtype", None)).endswith("bfloat16")
 
 
-def _meta_model(config: Config) -> nn.Module:
+def meta_model(config: Config) -> nn.Module:
+    """The pretrained model with the layers that are kept, without memory for its weights."""
     backbone = _meta(config.model.path)
     if config.model.keep_layers is not None:
         keep_layers(backbone, config.model.keep_layers)

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers.utils import logging as hf_logging
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config, PretrainConfig
-from flmrec_spark.errors import CheckpointError, ConfigError, InputError
+from flmrec_spark.errors import CheckpointError, ConfigError, EnvironmentFault, InputError
 from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
 from flmrec_spark.lm.loading import check_template, load_segmenter
@@ -52,14 +53,20 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
       CheckpointError: the pretrained folder is missing or damaged, or the output is something else's folder.
       InputError: the tables are missing or empty.
       ConflictError: another process makes the same folder.
-      EnvironmentFault: there is no room for it on the disk.
+      EnvironmentFault: there is no room for it in memory, or on the disk.
     """
     target, source = Path(config.pretrain.output), Path(config.model.path)
     if target.resolve() == source.resolve():
         raise ConfigError(f"pretrain.output: got {target}, which is model.path, expected another folder")
     folders.expect_room(target, mark=MARK)
-    with folders.held(target):
-        return _pretrain_alone(config, target, source, force=force)
+    try:
+        with folders.held(target):
+            return _pretrain_alone(config, target, source, force=force)
+    except torch.OutOfMemoryError as fault:
+        raise EnvironmentFault(
+            f"pretrain: out of memory with pretrain.texts_per_step = {config.pretrain.texts_per_step}, expected room; "
+            f"fewer take less: {' '.join(str(fault).split())[:200]}"
+        ) from fault
 
 
 def _pretrain_alone(config: Config, target: Path, source: Path, *, force: bool) -> dict[str, object]:
@@ -156,7 +163,7 @@ def train(model: Any, texts: TokenBlock, tokenizer: Any, settings: PretrainConfi
         for epoch in range(settings.epochs)
     )
     head, n_words = model.get_output_embeddings(), min(len(tokenizer), int(model.get_input_embeddings().num_embeddings))
-    steps = [rows for epoch in epochs for rows in epoch][:n_steps]
+    steps = list(islice((rows for epoch in epochs for rows in epoch), n_steps))
     for number, rows in enumerate(tqdm(steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty())):
         torch.manual_seed(settings.seed * 1_000_003 + number)
         decay = 1.0 - (number - n_warm) / max(1, n_steps - n_warm)

@@ -28,6 +28,7 @@ TOO_LONG_USER = "instruction and profile exceed prompts.user_tokens"
 TOO_LONG_ITEM = "item text exceeds prompts.item_tokens"
 PROBE = "Toy Story (1995), 喜欢《活着》 é 7!"
 _BLOCK = 4096  # texts that are tokenised at once
+_MOST_KNOWN = 500_000  # texts whose tokens are kept: entries with a {rating} may be as many as interactions
 FACTORS = -1  # the place of the collaborative token, which is no word
 PAD = 0  # no model sees it, and every vocabulary has it, while a tokenizer's own may have been added behind the last
 
@@ -212,6 +213,8 @@ class Segmenter:
     def _encode(self, text: str) -> list[int]:
         known = self._tokens.get(text)
         if known is None:
+            if len(self._tokens) >= _MOST_KNOWN:
+                self._tokens.clear()
             known = self._tokens[text] = self._encode_all([text])[0]
         return known
 

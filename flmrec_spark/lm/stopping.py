@@ -7,9 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flmrec_spark.errors import ConfigError
 from flmrec_spark.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger("flmrec")
+
+VALIDATE_EVERY = 100  # steps at most: an epoch of a large log takes hours, and a kill costs what is not yet saved
 
 _OF_LISTS = "ndcg"
 
@@ -34,3 +37,12 @@ class Stopping:
         better = self.best is None or value > self.best or math.isnan(self.best)
         self.best, self.n_worse = (value, 0) if better else (self.best, self.n_worse + 1)
         return better
+
+
+def expect_finite(loss: float, *, step: str, rate: float) -> None:
+    """Raises ConfigError where the loss of a step is no number."""
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"finetune: step {step} had a loss of {loss}, expected a number: the training has diverged; "
+            f"lower finetune.learning_rate, which is {rate:g}"
+        )

@@ -75,5 +75,7 @@ class Shown:
         if kind not in self.spans or self.users is None or self.items is None or self.offsets is None:
             return 0.0
         start, end = self.spans[kind]
-        every = self.users[:, start:end] @ self.items[:, start:end].T + self.offsets[:, list(self.spans).index(kind)]
+        offsets = self.offsets[:, list(self.spans).index(kind)]
+        with torch.autocast(self.users.device.type, enabled=False):  # in float32, as wherever they are served
+            every = self.users[:, start:end] @ self.items[:, start:end].T + offsets
         return every.gather(1, grid)

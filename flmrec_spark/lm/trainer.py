@@ -27,18 +27,14 @@ from flmrec_spark.lm.offsets import Offsets
 from flmrec_spark.lm.precision import resolve
 from flmrec_spark.lm.preflight import expect_room, step_shape
 from flmrec_spark.lm.prepared import Prepared
-from flmrec_spark.lm.starting import build_model
-from flmrec_spark.lm.stopping import Stopping
+from flmrec_spark.lm.starting import build_model, expect_fit
+from flmrec_spark.lm.stopping import VALIDATE_EVERY, Stopping, expect_finite
 from flmrec_spark.lm.teacher import Teacher, soft_loss
 from flmrec_spark.lm.terms import Terms
 from flmrec_spark.lm.training_factors import TrainingFactors, tastes_of_train, with_texts_of
 from flmrec_spark.lm.validation import Validation, validate
 
 log = logging.getLogger("flmrec")
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Trainer:
@@ -52,7 +48,8 @@ class Trainer:
         self, config: Config, prepared: Prepared, data: Data, world: World | None = None, precision: str | None = None
     ) -> None:
         settings = config.finetune
-        self.config, self.data, self.world = config, data, world or World(device=_device())
+        own_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.config, self.data, self.world = config, data, world or World(device=own_device)
         self.device = self.world.device
         own = precision or resolve(settings.precision, device=self.device.type)
         self.precision = str(self.world.agreed(own))
@@ -65,6 +62,7 @@ class Trainer:
         )
         per_epoch = -(-len(data.train) // settings.examples_per_step)
         self.n_steps = min(settings.max_steps or sys.maxsize, settings.epochs * per_epoch)
+        expect_fit(config, data.segmenter, n_steps=self.n_steps)
         found = factor_stage.fitted(config, prepared, data, self.device) if self.world.writes else None
         found = self.world.agreed(found)
         self.factors, self.told_of_factors = found if found is not None else (None, {})
@@ -96,7 +94,7 @@ class Trainer:
             tastes_of = partial(tastes_of_train, prepared=prepared, data=data)
             self.teacher = Teacher(settings.teacher, *whole, self.device, tastes_of)
         self.rate_factor = training.rate_factor(settings, self.n_steps)
-        self.validate_every = settings.validate_every or per_epoch
+        self.validate_every = settings.validate_every or min(per_epoch, VALIDATE_EVERY)
         self.step = 0
         self.stopping = Stopping(settings.early_stopping.metric)
         self.validation_of_best: Validation | None = None
@@ -146,7 +144,9 @@ class Trainer:
         lengths = np.array([len(prefix) for prefix in data.train.prefixes])
         for epoch in range(settings.epochs):
             for rows in epoch_order(lengths, per_step=settings.examples_per_step, seed=settings.seed, epoch=epoch):
-                if self.step <= number < self.n_steps:
+                if number == self.n_steps:
+                    return
+                if self.step <= number:
                     yield make_step(
                         rows,
                         data.train,
@@ -184,12 +184,14 @@ class Trainer:
         if self.adapter:
             self.adapter.after_step(self.step)
         self.losses.append(self.world.sum(total))
+        expect_finite(self.losses[-1], step=f"{self.step} of {self.n_steps}", rate=settings.learning_rate)
         return self.losses[-1]
 
     def _backward(self, part: Step, whole: Step) -> float:
         """Adds the gradients of a part of a step; returns its share of the loss."""
         settings, device = self.config.finetune, self.device.type
         catalog, log_share = self.data.catalog.tokens, self.data.negatives.log_share
+        told = self.teacher.probabilities(part) if self.teacher else None  # while nothing is kept for the gradients
         with training.attention(device):  # of the backward pass too: there checkpointed layers run again
             with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
                 rating, listing = training.step_logits(
@@ -197,8 +199,8 @@ class Trainer:
                 )
             rating = rating.float()
             value = training.loss(rating, listing, part, whole=whole, log_share=log_share, config=settings)
-            if self.teacher is not None:
-                soft = soft_loss(rating, self.teacher.probabilities(part), int((whole.items >= 0).sum()))
+            if told is not None:
+                soft = soft_loss(rating, told, int((whole.items >= 0).sum()))
                 value = (1.0 - settings.teacher_weight) * value + settings.teacher_weight * soft
             value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())

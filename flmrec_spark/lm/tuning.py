@@ -11,6 +11,7 @@ import logging
 import math
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ def open_search(config_file: str, overrides: Sequence[str] = ()) -> tuple[Config
             raise ConfigError(f"tune.space: got {key}, expected a key of {', '.join(_SEARCHED)}")
         for value in [values.low, values.high] if isinstance(values, Range) else values:
             tried.append(load_config(config_file, [*overrides, _override(key, value)]))
+    if config.tune.metric == "ndcg" and any(one.model.join == "full" for one in tried):
+        raise ConfigError("tune.metric: got ndcg, which join: full is too slow to measure")
     folder = folders.beside(Path(config.checkpoint), ".tune")
     folder.mkdir(parents=True, exist_ok=True)
     prepared = read_tables(config.tables.root)
@@ -117,6 +120,7 @@ def _run(config: Config, search: Search, told: Callable[[], None]) -> None:
             value = _judge(config, search, trial)
         except FlmrecError as failure:
             fault = failure
+            _forget_frames(failure)
             trial.set_user_attr(_FAILED, str(failure))
             search.study.tell(trial, state=TrialState.FAIL)
         else:
@@ -124,6 +128,13 @@ def _run(config: Config, search: Search, told: Callable[[], None]) -> None:
         told()
     if search.best is None and fault is not None:
         raise fault
+
+
+def _forget_frames(fault: BaseException | None) -> None:
+    """What the trial held, which is as large as a model, is not kept for its message."""
+    while fault is not None:
+        traceback.clear_frames(fault.__traceback__)
+        fault = fault.__cause__ or fault.__context__
 
 
 def _n_done(search: Search) -> int:

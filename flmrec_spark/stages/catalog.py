@@ -17,7 +17,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import Source
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, among_accepted, content, first_reason, is_blank
 from flmrec_spark.tables.schemas import ATTRIBUTE_TYPES, BOOLEAN, DOUBLE, LONG, STRING
-from flmrec_spark.tables.text_files import MALFORMED
+from flmrec_spark.tables.text_files import LOST, MALFORMED
 
 _WHOLE = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _FRACTION = (T.FloatType, T.DoubleType, T.DecimalType)
@@ -67,6 +67,7 @@ def _cleaned(frame: DataFrame, key: str, *, types: Mapping[str, str], max_text_c
     reasons = {
         "malformed row": F.col(MALFORMED).isNotNull(),
         f"missing {key}": is_blank(F.col(key)),
+        "unreadable id": F.col(key).contains(LOST),
         "text too long": longest > max_text_chars,
     }
     for name, kind in kinds.items():

@@ -73,9 +73,20 @@ def relevant_items(rows: DataFrame, *, exclude_seen: bool) -> DataFrame:
     return rows.where(F.col(c.IS_LIKED) & can_list).select(c.USER_ID, c.ITEM_ID).distinct()
 
 
+def without_lists(prompts: DataFrame) -> DataFrame:
+    """The prompts without a candidate: of their users nothing is asked but the items of c.HELD."""
+    return prompts.withColumn(c.CANDIDATES, F.array().cast("array<string>"))
+
+
 def pointwise_prompts(prompts: DataFrame, rows: DataFrame) -> DataFrame:
     """The prompts, asked about the user's held-out items alone, seen or not."""
     return with_candidates(prompts, rows).withColumn(c.EXCLUDED, F.array().cast("array<string>"))
+
+
+def beside_lists(prompts: DataFrame, rows: DataFrame) -> DataFrame:
+    """The prompts with the user's held-out items as those of c.HELD."""
+    held = rows.groupBy(c.USER_ID).agg(F.array_sort(F.collect_set(c.ITEM_ID)).alias(c.HELD))
+    return prompts.join(held, c.USER_ID, "left")
 
 
 def measured_users(prompts: DataFrame, history: DataFrame) -> DataFrame:

@@ -26,18 +26,19 @@ from flmrec_spark.stages.users import User, users_of
 
 FLM, HYBRID = "flm", "hybrid"
 FEATURES = "features"
+IS_HELD = "is_held"  # a row of an item of c.HELD, and not of a list
 
 
-_Rows = Callable[[User, Answer, Any, Pack], Iterator[pa.RecordBatch]]
+_Rows = Callable[[User, Answer, Any, Any], Iterator[pa.RecordBatch]]
 
 
 def features(users: DataFrame, shipped: Shipped, packed: Packed, *, head: int | None = None) -> DataFrame:
-    """user_id, item_id, features: flm's log-odds of liking, those of its listing where it has one, then each fitted
-    baseline's scores in their order, array of doubles.
+    """user_id, item_id, is_held, features: flm's log-odds of liking, those of its listing where it has one, then each
+    fitted baseline's scores in their order, array of doubles.
 
     Args:
       users: rows of `user_prompts.user_prompts`. A row for each candidate that is not excluded; without candidates,
-        for every item that may be listed.
+        for every item that may be listed; and one for each item of c.HELD, where there is such a column.
       head: of these only items that are among so many best of one of the columns: all that a list by a sum of
         columns with weights of at least 0 can be expected to hold.
     """
@@ -45,63 +46,109 @@ def features(users: DataFrame, shipped: Shipped, packed: Packed, *, head: int | 
     def rows(user: User, answer: Answer, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
         if answer.said is not None:
             found, places = _features(user, worker, answer, pack), _places(worker, answer)
-            if head is not None:
-                kept = _heads(found, head, answer.is_left if answer.asked is None else None)
-                found, places = found[kept], places[kept]
-            offsets = pa.array(np.arange(len(found) + 1) * found.shape[1], pa.int32())
-            yield pa.RecordBatch.from_pydict(
-                {
-                    c.USER_ID: pa.array([user.user_id] * len(found), pa.string()),
-                    c.ITEM_ID: worker.catalogue.ids.take(pa.array(places)),
-                    FEATURES: pa.ListArray.from_arrays(offsets, pa.array(found.ravel(), pa.float64())),
-                }
+            kept = (
+                np.arange(len(found))
+                if answer.asked is None or answer.allowed is None
+                else np.flatnonzero(answer.allowed)
             )
+            if head is not None:
+                kept = _heads(found, head, answer.allowed)
+            yield _rows_of(user, worker, places[kept], found[kept], is_held=False)
+            if user.held is not None:
+                own = _held(user, worker, answer)
+                yield _rows_of(user, worker, places[own], found[own], is_held=True)
 
-    return _mapped(users, shipped, packed, rows, f"{c.USER_ID} string, {c.ITEM_ID} string, {FEATURES} array<double>")
+    return _mapped(
+        users,
+        shipped,
+        packed,
+        rows,
+        f"{c.USER_ID} string, {c.ITEM_ID} string, {IS_HELD} boolean, {FEATURES} array<double>",
+    )
+
+
+def _rows_of(user: User, worker: Any, places: Any, found: Floats, *, is_held: bool) -> pa.RecordBatch:
+    offsets = pa.array(np.arange(len(found) + 1) * found.shape[1], pa.int32())
+    return pa.RecordBatch.from_pydict(
+        {
+            c.USER_ID: pa.array([user.user_id] * len(found), pa.string()),
+            c.ITEM_ID: worker.catalogue.ids.take(pa.array(places)),
+            IS_HELD: pa.array([is_held] * len(found), pa.bool_()),
+            FEATURES: pa.ListArray.from_arrays(offsets, pa.array(found.ravel(), pa.float64())),
+        }
+    )
 
 
 def lists_of_both(
     users: DataFrame,
     shipped: Shipped,
-    packed: Packed,
+    packed: Packed | None,
     stacker: Stacker | None,
     *,
     n: int,
     diverse: Diverse | None = None,
+    rating: Stacker | None = None,
 ) -> DataFrame:
     """The n best items of each user by flm, and by the stack if there is one, each also as diversity chooses them.
 
-    Columns and order are as `baselines.lists.lists`, the further lists called by `diversity.diversified`.
+    Args:
+      users: as of `features`.
+      packed: None where there is no stack.
+      rating: the stack that is asked about the items of c.HELD.
+
+    Returns:
+      Columns and order as `baselines.lists.lists`, the further lists called by `diversity.diversified`, and is_held:
+      the items of c.HELD are rows too, of any rank, flm's score being its probability there.
     """
 
-    def rows(user: User, answer: Answer, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
-        said = answer.said
+    def rows(user: User, answer: Answer, worker: Any, pack: Pack | None) -> Iterator[pa.RecordBatch]:
+        said, found = answer.said, None
+        if said is not None and (stacker is not None or rating is not None):
+            assert pack is not None
+            found = _features(user, worker, answer, pack)
         values: dict[str, Any] = {FLM: None if said is None else said.score}
         if stacker is not None:
-            is_there = said is not None
-            values[HYBRID] = stacker.probability(_features(user, worker, answer, pack)) if is_there else None
+            values[HYBRID] = None if found is None else stacker.probability(found)
         for name, own in values.items():
             yield _named(name, scores.list_rows(user, worker, answer, None if own is None else answer.best(own, n)))
             if diverse is not None:
                 pick = of_worker(diverse.config, worker)
                 top = None if own is None else answer.best(own, diverse.n, pick)
                 yield _named(diversified(name), scores.list_rows(user, worker, answer, top))
+        if said is None or user.held is None:
+            return
+        asked = _held(user, worker, answer)
+        rated = {FLM: said.probability[asked]}
+        if rating is not None and found is not None:
+            rated[HYBRID] = rating.probability(found[asked])
+        places = asked if answer.asked is None else answer.asked[asked]
+        for name, own in rated.items():
+            top = scores.Best(places, own, said.probability[asked])
+            yield _named(name, scores.list_rows(user, worker, answer, top), is_held=True)
 
-    return _mapped(users, shipped, packed, rows, lists.OUTPUT)
+    return _mapped(users, shipped, packed, rows, f"{lists.OUTPUT}, {IS_HELD} boolean")
 
 
-def _named(model: str, found: pa.RecordBatch) -> pa.RecordBatch:
-    return found.add_column(0, MODEL, pa.array([model] * found.num_rows, pa.string()))
+def _named(model: str, found: pa.RecordBatch, *, is_held: bool = False) -> pa.RecordBatch:
+    named = found.add_column(0, MODEL, pa.array([model] * found.num_rows, pa.string()))
+    return named.append_column(IS_HELD, pa.array([is_held] * found.num_rows, pa.bool_()))
 
 
-def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, output: str) -> DataFrame:
+def _held(user: User, worker: Any, answer: Answer) -> Any:
+    """Places in the answer's values of the items that the user is asked about beside their list."""
+    rows = worker.row_of_place[user.held]
+    rows = np.unique(rows[rows >= 0])
+    return rows if answer.asked is None else np.flatnonzero(np.isin(answer.asked, rows))
+
+
+def _mapped(users: DataFrame, shipped: Shipped, packed: Packed | None, rows: _Rows, output: str) -> DataFrame:
     # Not `shipped` itself: its resource profile cannot be pickled.
     profile, bundle, usage = scores.profile_columns(users), shipped.bundle, shipped.usage
 
     def map_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         with usage.task() as meter:
-            worker, pack = bundle.worker(), packed.open()
-            if not worker.catalogue.ids.equals(pack.ids):
+            worker, pack = bundle.worker(), None if packed is None else packed.open()
+            if pack is not None and not worker.catalogue.ids.equals(pack.ids):
                 raise ConflictError("items: the baselines and the checkpoint were sent with other ones; run again")
             for batch in batches:
                 with meter.busy():
@@ -110,7 +157,8 @@ def _mapped(users: DataFrame, shipped: Shipped, packed: Packed, rows: _Rows, out
                     found = [part for user, answer in answers for part in rows(user, answer, worker, pack)]
                 yield from pa.Table.from_batches(found).combine_chunks().to_batches() if found else ()
 
-    planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
+    more = [c.HELD] if c.HELD in users.columns else []
+    planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES, *more)
     return planned.mapInArrow(map_batches, output, profile=shipped.profile)
 
 
@@ -122,7 +170,7 @@ def _places(worker: Any, answer: Answer) -> Any:
 def _heads(found: Floats, n: int, allowed: Any) -> Any:
     """Places of the n best of each column (R, M) that are allowed (bool (R,)), ascending; nan is below all else."""
     values = np.where(np.isnan(found), -np.inf, found)
-    return np.unique([place for column in values.T for place in ranking.best(column, n, allowed=allowed)])
+    return np.unique(np.concatenate([ranking.best(column, n, allowed=allowed) for column in values.T]))
 
 
 def _features(row: User, worker: Any, answer: Answer, pack: Pack) -> Floats:

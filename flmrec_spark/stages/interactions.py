@@ -1,12 +1,14 @@
 """Interactions as people bring them -> typed rows, each accepted or refused with a reason.
 
-Reasons, the first that applies: malformed row, missing user_id, missing item_id, text too long, unreadable rating,
-rating out of range, unknown event, no rating or event, unreadable timestamp, unknown split, item not in items,
-exact duplicate, conflicting duplicate. A user may meet an item many times, at different times; of rows with one
-user, item and timestamp the one of the highest value is kept, and without timestamps one row per user and item, in
-each of the splits that the rows come with. Two ratings of one moment contradict each other or are one too many, so the
-others are duplicates; that something happened several times in a second, or on a day, is what logs say, so rows without
-a rating are repeats, which nobody refuses, unless the source has them in different splits.
+Reasons, the first that applies: malformed row, missing user_id, missing item_id, unreadable id (bytes that are no
+text), text too long, unreadable rating, rating out of range, unknown event, no rating or event, unreadable timestamp,
+unknown split, item not in items, exact duplicate, conflicting duplicate.
+
+A user may meet an item many times, at different times; of rows with one user, item and timestamp the one of the
+highest value is kept, and without timestamps one row per user and item, in each of the splits that the rows come
+with. Two ratings of one moment contradict each other or are one too many, so the others are duplicates; that something
+happened several times in a second, or on a day, is what logs say, so rows without a rating are repeats, which nobody
+refuses, unless the source has them in different splits.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import PrepareConfig
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, REPEATED, among_accepted, content, first_reason, is_blank
-from flmrec_spark.tables.text_files import MALFORMED
+from flmrec_spark.tables.text_files import LOST, MALFORMED
 
 _SPELLINGS = {
     "train": c.TRAIN,
@@ -72,6 +74,11 @@ def _expect_usable(frame: DataFrame, config: PrepareConfig) -> None:
         raise ConfigError(
             f"prepare.liked_at_least: got {least:g}, expected null, as the interactions have no {c.RATING} and no "
             f"{c.EVENT} with a worth, so that each is worth 1; or name their column in prepare.interactions.columns"
+        )
+    if config.rating_range is not None and c.RATING not in has:
+        raise ConfigError(
+            f"prepare.rating_range: got {config.rating_range}, expected null, as the interactions have no {c.RATING}; "
+            "or name its column in prepare.interactions.columns"
         )
     most = max(config.event_values.values(), default=least)
     if least is not None and most is not None and most < least and c.RATING not in has:
@@ -177,6 +184,7 @@ def _reasons(config: PrepareConfig, value: Column) -> dict[str, Column]:
         "malformed row": F.col(MALFORMED).isNotNull(),
         "missing user_id": is_blank(F.col(c.USER_ID)),
         "missing item_id": is_blank(F.col(c.ITEM_ID)),
+        "unreadable id": F.col(c.USER_ID).contains(LOST) | F.col(c.ITEM_ID).contains(LOST),
         "text too long": reduce(Column.__or__, (F.coalesce(too_long, F.lit(False)) for too_long in lengths)),
         "unreadable rating": rating.isNull() & ~is_blank(given) & (F.col("row:is_text") | (given != "NaN")),
         "rating out of range": outside,

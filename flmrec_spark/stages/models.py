@@ -12,8 +12,8 @@ from flmrec_spark import columns as c
 from flmrec_spark.stages.baselines.lists import MODEL, Packed, lists
 from flmrec_spark.stages.baselines.stacker import Stacker
 from flmrec_spark.stages.diversity import Diverse, diversified
-from flmrec_spark.stages.hybrid import FLM, HYBRID, lists_of_both
-from flmrec_spark.stages.scores import Shipped, scores
+from flmrec_spark.stages.hybrid import FLM, HYBRID, IS_HELD, lists_of_both
+from flmrec_spark.stages.scores import Shipped
 
 WITH_PROBABILITY = frozenset({FLM, HYBRID, "item_mean", "user_mean", "user_item_mean", "logistic_regression"})
 WITHOUT_LISTS = frozenset({"user_mean"})  # one score for all items
@@ -67,53 +67,54 @@ class Models:
         return dict.fromkeys(self.listing, n) | diverse
 
 
-def answered(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
-    """model, user_id, rank, item_id, score: the first n of each user's candidates as rated, for every model.
+def said(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
+    """What flm and the stack say, in one pass: the columns of `hybrid.lists_of_both`, for `answered` and `listed`.
 
-    The score of flm is its probability, whatever orders its lists.
+    Args:
+      prompts: with the items of c.HELD, which every user is asked about beside their list.
+      n: length of a list.
     """
-    stacker = None if models.stackers is None else models.stackers.rating or models.stackers.ranking
-    said = _said(prompts, models, models.baselines, stacker, n=n)
-    rated = F.when(F.col(MODEL) == FLM, F.col(c.PROBABILITY)).otherwise(F.col(c.SCORE))
-    return said.withColumn(c.SCORE, rated).drop(c.PROBABILITY)
+    stackers = models.stackers
+    return lists_of_both(
+        prompts,
+        models.shipped,
+        models.packed,
+        None if stackers is None else stackers.ranking,
+        n=n,
+        diverse=models.diverse,
+        rating=None if stackers is None else stackers.rating or stackers.ranking,
+    )
 
 
-def listed(prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
+def answered(ours: DataFrame, asked: DataFrame, models: Models, *, n: int) -> DataFrame:
+    """model, user_id, rank, item_id, score: each user's first n candidates as rated, for every model.
+
+    Args:
+      ours: as `said` gives it; the score of flm is its probability, whatever orders its lists.
+      asked: prompts with these items as candidates, for the baselines.
+    """
+    own = _rows(ours.where(F.col(IS_HELD)))
+    if models.packed is not None and models.baselines:
+        own = own.union(_rows(lists(asked, models.packed, names=models.baselines, n=n)))
+    return own
+
+
+def listed(ours: DataFrame, prompts: DataFrame, models: Models, *, n: int) -> DataFrame:
     """As `answered`, by the models that have lists; the hybrid's are by its ranking stack.
 
     Those that are to be diverse have lists of `models.diverse.n` too, called by `diversity.diversified`.
     """
     names = [name for name in models.baselines if name in models.listing]
-    stacker = models.stackers.ranking if models.stackers else None
-    found = _said(prompts, models, names, stacker, n=n, diverse=models.diverse)
+    found = _rows(ours.where(~F.col(IS_HELD)))
+    if models.packed is not None and names:
+        found = found.union(_rows(lists(prompts, models.packed, names=names, n=n)))
     chosen = [name for name in names if name in models.plain.values()]
     if models.diverse is not None and models.packed is not None and chosen:
         by_baselines = lists(prompts, models.packed, names=chosen, n=models.diverse.n, diverse=True)
         found = found.union(_rows(by_baselines.withColumn(MODEL, F.lit(diversified(chosen[0])))))
-    return found.drop(c.PROBABILITY)
-
-
-def _said(
-    prompts: DataFrame,
-    models: Models,
-    names: Sequence[str],
-    stacker: Stacker | None,
-    *,
-    n: int,
-    diverse: Diverse | None = None,
-) -> DataFrame:
-    if models.packed is None or (stacker is None and diverse is None):
-        by_model = scores(prompts, models.shipped, n=n).withColumn(MODEL, F.lit(FLM))
-        if diverse is not None:
-            own = scores(prompts, models.shipped, n=diverse.n, diversity=diverse.config)
-            by_model = by_model.union(own.withColumn(MODEL, F.lit(diversified(FLM))))
-    else:
-        by_model = lists_of_both(prompts, models.shipped, models.packed, stacker, n=n, diverse=diverse)
-    if models.packed is None or not names:
-        return _rows(by_model)
-    return _rows(by_model).union(_rows(lists(prompts, models.packed, names=names, n=n)))
+    return found
 
 
 def _rows(said: DataFrame) -> DataFrame:
-    columns = (MODEL, c.USER_ID, c.RANK, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(c.SCORE), c.PROBABILITY)
+    columns = (MODEL, c.USER_ID, c.RANK, c.ITEM_ID, F.col(c.SCORE).cast("double").alias(c.SCORE))
     return said.select(*columns).where(F.col(c.RANK) >= 1)

@@ -32,11 +32,13 @@ class CostModel:
     item_tokens: float  # mean of an item
     head_tokens: float  # of a user segment without history
     entry_tokens: float  # mean of an entry of the history
+    history_length: int  # entries that a prompt shows at most; the row may hold more
     user_tokens: int  # budget of a user segment
 
     def tokens(self) -> Column:
         """Estimated user tokens of a row of `user_prompts`."""
-        entries = F.size(c.HISTORY).cast("double") * self.entry_tokens
+        shown = F.least(F.size(c.HISTORY), F.lit(self.history_length))
+        entries = shown.cast("double") * self.entry_tokens
         return F.least(F.lit(float(self.user_tokens)), entries + self.head_tokens)
 
     def pairs(self) -> Column:

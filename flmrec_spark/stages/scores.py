@@ -32,7 +32,7 @@ OUTPUT = (
     f"{c.USER_ID} string, {c.RANK} int, {c.ITEM_ID} string, {c.SCORE} double, {c.PROBABILITY} double, "
     f"{c.HAS_HISTORY} boolean, history_cut int, {c.REASON} string"
 )
-_RESERVED = (c.USER_ID, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
+_RESERVED = (c.USER_ID, c.HISTORY, c.EXCLUDED, c.CANDIDATES, c.HELD)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def scores(users: DataFrame, shipped: Shipped, *, n: int, diversity: DiversityCo
                 with meter.busy():
                     users = list(users_of(batch, worker.catalogue, profile))
                     answers = zip(users, answers_of(users, worker, meter), strict=True)
-                    lists = [_list(user, worker, answer, n, pick) for user, answer in answers]
+                    best = ((own, said, said.said and said.best(said.said.score, n, pick)) for own, said in answers)
+                    lists = [list_rows(own, worker, said, top) for own, said, top in best]
                 yield from pa.Table.from_batches(lists).combine_chunks().to_batches() if lists else ()
 
     planned = users.select(c.USER_ID, *profile, c.HISTORY, c.EXCLUDED, c.CANDIDATES)
@@ -152,12 +153,12 @@ class Answer:
     n_cut: int
     reason: str | None = None
     asked: Any = None  # the scorer's rows that `said` belongs to; None for all
-    is_left: Any = None  # bool (items of the scorer,): not excluded
+    allowed: Any = None  # bool, of the same rows: may stand in the list; None for all of `asked`
     said: Any = None  # judge.Said
 
     def best(self, values: Any, n: int, reranker: Reranker = PLAIN) -> Best:
         """The n items with the best values, or those chosen; `values` as the answer's own."""
-        top = reranker.best(values, n, allowed=self.is_left if self.asked is None else None, items=self.asked)
+        top = reranker.best(values, n, allowed=self.allowed, items=self.asked)
         return Best(top if self.asked is None else self.asked[top], values[top], self.said.probability[top])
 
 
@@ -168,10 +169,6 @@ class Best:
     rows: Any  # the scorer's
     scores: Any
     probabilities: Any
-
-
-def _list(user: User, worker: Any, answer: Answer, n: int, reranker: Reranker) -> pa.RecordBatch:
-    return list_rows(user, worker, answer, answer.said and answer.best(answer.said.score, n, reranker))
 
 
 def answers_of(users: Sequence[User], worker: Any, meter: Meter) -> Iterator[Answer]:
@@ -185,9 +182,11 @@ def answers_of(users: Sequence[User], worker: Any, meter: Meter) -> Iterator[Ans
             continue
         own = next(said)
         meter.add(pairs=len(own.score), user_tokens=len(question.segment))
-        is_left = np.ones(len(worker.catalogue.listed), dtype=bool)  # not before: it is as long as the catalogue
-        is_left[excluded] = False
-        yield replace(answer, is_left=is_left, said=own)
+        allowed = answer.allowed
+        if answer.asked is None:
+            allowed = np.ones(len(worker.catalogue.listed), dtype=bool)  # not before: it is as long as the catalogue
+            allowed[excluded] = False
+        yield replace(answer, allowed=allowed, said=own)
 
 
 def _asked(user: User, worker: Any) -> tuple[Answer, Any, Any]:
@@ -204,15 +203,19 @@ def _asked(user: User, worker: Any) -> tuple[Answer, Any, Any]:
     if segment is None:
         return Answer(has_history, 0, TOO_LONG_USER), None, None
     excluded = np.unique(_known(worker.row_of_place[user.excluded]))
-    asked, n_left = None, len(worker.catalogue.listed) - len(excluded)
+    held = np.zeros(0, dtype=np.int64) if user.held is None else _known(worker.row_of_place[user.held])
+    asked, allowed, n_left = None, None, len(worker.catalogue.listed) - len(excluded)
     if user.candidates is not None:
         asked = np.setdiff1d(_known(worker.row_of_place[user.candidates]), excluded)
         n_left = len(asked)
-    if n_left == 0:
+        if len(held):
+            own, asked = asked, np.union1d(asked, held)
+            allowed = np.isin(asked, own)
+    if n_left == 0 and not len(held):
         return Answer(has_history, segment.n_cut, NO_CANDIDATES), None, None
     taste = worker.judge.taste(user.history, user.is_liked, user.values, segment.profile)
     question = Asked(segment.ids, user.user_id, taste, asked)
-    return Answer(has_history, segment.n_cut, asked=asked), question, excluded
+    return Answer(has_history, segment.n_cut, asked=asked, allowed=allowed), question, excluded
 
 
 def list_rows(user: User, worker: Any, answer: Answer, top: Best | None) -> pa.RecordBatch:

@@ -73,7 +73,7 @@ class Usage:
         self.accumulator.add(told)
 
     def sums(self) -> dict[str, float]:
-        """users, pairs, user_tokens, prompt_tokens, busy_s, tasks: those that any task has added to."""
+        """users, pairs, user_tokens, busy_s, tasks: those that any task has added to."""
         told = {name.removeprefix(_SUM): value for name, value in self._told().items() if name.startswith(_SUM)}
         return {name: value for name, value in told.items() if ":" not in name}
 

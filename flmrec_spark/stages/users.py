@@ -23,6 +23,7 @@ class User:
     values: list[float | None]  # (H,) what each interaction was worth
     excluded: Any  # int (E,)
     candidates: Any  # int (C,), or None for all
+    held: Any = None  # int (R,) asked about beside the list, or None for none
 
     def interactions(self, fields: list[dict[str, Any]], n: int) -> list[Any]:
         """`segments.Interaction` of the n newest, less those that have left the catalogue."""
@@ -35,16 +36,17 @@ class User:
 def users_of(batch: pa.RecordBatch, catalogue: Any, profile: list[str]) -> Iterator[User]:
     """The users of a batch of `user_prompts`; item ids become the catalogue's `places` without an object per id."""
     excluded, candidates = (_places(batch.column(name), catalogue) for name in (c.EXCLUDED, c.CANDIDATES))
+    held = _places(batch.column(c.HELD), catalogue) if c.HELD in batch.schema.names else [None] * batch.num_rows
     entries = batch.column(c.HISTORY).flatten()
     places = catalogue.places(entries.field(c.ITEM_ID))
     liked, values = entries.field(c.IS_LIKED).to_pylist(), entries.field(c.VALUE).to_pylist()
     sizes = batch.column(c.HISTORY).value_lengths().fill_null(0).to_pylist()
     end = 0
     rows = batch.select([c.USER_ID, *profile]).to_pylist()
-    for row, size, own, asked in zip(rows, sizes, excluded, candidates, strict=True):
+    for row, size, own, asked, beside in zip(rows, sizes, excluded, candidates, held, strict=True):
         part, end = slice(end, end + size), end + size
         known = {name: row[name] for name in profile}
-        yield User(row[c.USER_ID], known, places[part], liked[part], values[part], own, asked)
+        yield User(row[c.USER_ID], known, places[part], liked[part], values[part], own, asked, beside)
 
 
 def _places(lists: pa.ListArray, catalogue: Any) -> list[Any]:

@@ -70,6 +70,10 @@ class TableSchema:
         )
 
 
+NAMES = (
+    *("interactions", "items", "users", "examples", "rejects"),
+    *("top_n", "recommendations", "evaluation", "runs"),
+)
 INTERACTIONS = TableSchema(
     "interactions",
     "One row per accepted interaction",

@@ -23,6 +23,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import Source
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.prompts import ATTRIBUTES, PROFILE
+from flmrec_spark.tables.pins import VERSION
 from flmrec_spark.tables.spark_errors import spark_message
 from flmrec_spark.tables.text_files import MALFORMED, OPTIONS, by_place, read_text
 
@@ -134,7 +135,8 @@ def _opened(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
             return read_text(spark, source, name=name)
         reader = spark.read.options(**source.options)
         if source.path is None:
-            frame = reader.table(source.place)
+            is_pinned = VERSION in source.options
+            frame = (reader.format("delta") if is_pinned else reader).table(source.place)
         else:
             if source.format == "parquet" and DeltaTable.isDeltaTable(spark, source.path):
                 raise InputError(
@@ -163,7 +165,9 @@ def _standard(
         hint = f"; of a file without a header, set {name}.options.header: false and name _c0, _c1 .."
     for ours in (*required, *(column for column in optional if column not in required)):
         column = source.columns.get(ours, ours)
-        if column in theirs:
+        if column is None and ours not in required:
+            continue
+        if column is not None and column in theirs:
             chosen[ours] = column
         elif ours in required or ours in source.columns:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 
@@ -12,9 +13,12 @@ from pyspark.sql import types as T
 from flmrec_spark.config import Source
 from flmrec_spark.errors import InputError
 
+log = logging.getLogger("flmrec")
+
 # A colon is in no attribute's name, so names of working columns cannot clash with the user's.
 MALFORMED = "row:malformed"
 
+LOST = "\ufffd"  # what Spark makes of bytes that are no text in the encoding
 OPTIONS = {
     "csv": {"quote": '"', "escape": '"'},
     "tsv": {"sep": "\t", "quote": "", "escape": ""},
@@ -33,7 +37,7 @@ def read_text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
     names = spark.read.options(**options).csv(source.place).columns
     if not names:
         raise InputError(f"{name}: got an empty file, expected a {source.format} with rows; at {source.place}")
-    if any("\x00" in column or "\ufffd" in column for column in names):
+    if any("\x00" in column or LOST in column for column in names):
         raise InputError(
             f"{name}: got bytes that are no {options['encoding']} text, expected a {source.format}, "
             f"or its encoding in {name}.options.encoding; at {source.place}"
@@ -86,11 +90,21 @@ def _malformed_last(frame: DataFrame) -> DataFrame:
 def _expect_text(frame: DataFrame, got: str, source: Source, name: str) -> None:
     """Raises InputError where many of the rows hold what Spark makes of bytes that it cannot read."""
     placed = by_place(frame)
-    spoilt = F.concat_ws(" ", *placed.columns).contains("\ufffd")
+    spoilt = F.concat_ws(" ", *placed.columns).contains(LOST)
     row = placed.agg(F.count("*").alias("rows"), F.count_if(spoilt).alias("spoilt")).collect()[0]
     if row["spoilt"] > _MOST_SPOILT * row["rows"]:
         raise InputError(
             f"{got} in {row['spoilt']} of {row['rows']} rows, expected a {source.format}, or its encoding in "
             f"{name}.options.encoding, with {name}.options.multiLine: true where that is UTF-16 or UTF-32; "
             f"at {source.place}"
+        )
+    if row["spoilt"]:
+        log.warning(
+            "%s in %d of the first %d rows, and what they stood for is lost; %s.options.encoding names the encoding "
+            "where it is another one; at %s",
+            got,
+            row["spoilt"],
+            row["rows"],
+            name,
+            source.place,
         )

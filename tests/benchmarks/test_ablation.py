@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "config.yaml"
 
 
-def rows_of(config: Path, table: str, *more: str) -> list[dict[str, Any]]:
+def rows_of(config: Path, table: str, *more: str, seeds: Sequence[str] = ("1", "2")) -> list[dict[str, Any]]:
     file = config.parent / "rows.json"
     small = ["--bootstrap", "40", "--workers", "1", "--threads", "1", "--folder", str(config.parent / "arms")]
-    seeds, settings = ["--seeds", "1", "2"], ["finetune.max_steps=1", "finetune.factors.epochs=1"]
-    assert ablation.main([table, "--config", str(config), *small, *seeds, *more, "--json", str(file), *settings]) == 0
+    more = (*more, "--seeds", *seeds, "--json", str(file), "finetune.max_steps=1", "finetune.factors.epochs=1")
+    assert ablation.main([table, "--config", str(config), *small, *more]) == 0
     found: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
     return found
 
@@ -54,7 +55,7 @@ def test_each_part_is_compared_with_the_model_without_it(config: Path, capsys: p
 
 
 def test_every_join_is_compared_with_the_stock_pair(config: Path) -> None:
-    rows = rows_of(config, "joins", "--users", "20")
+    rows = rows_of(config, "joins", "--users", "20", seeds=["1"])
     names = ["full", "join_layer 0", "join_layer 1", "attention", "join_layer 2", "join_layer 1, taught by full"]
     assert [row["name"] for row in rows] == names
     assert [row["against"] for row in rows] == ["full"] * 5 + ["join_layer 1"]

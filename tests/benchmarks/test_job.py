@@ -24,7 +24,7 @@ def test_the_shape_of_the_made_world() -> None:
 
 def test_a_tiny_run_says_where_its_time_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.json"
-    size = ["--users", "60", "--items", "80", "--n", "10", "--cores", "2", "--precision", "fp32"]
+    size = ["--users", "60", "--items", "80", "--n", "10", "--cores", "1", "--precision", "fp32"]
     assert job.main(["--tiny", "--only", "base", *size, "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["rows"]
     assert (row["name"], row["users"], row["items"], row["executors"], row["precision"]) == ("base", 60, 80, 1, "fp32")

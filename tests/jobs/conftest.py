@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,19 @@ def world(spark: SparkSession, prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def published(spark: SparkSession, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world with run `first`; tests that share it leave what it has published as it is."""
+    """A world with run `first` and the line that it printed; tests that share it leave what it has published as it is.
+
+    The checkpoint has a template of its own: nobody reads the one that the config names.
+    """
     folder = copied(prepared, tmp_path_factory.mktemp("published") / "world", database="score_published")
-    assert run(folder, "--run-id", "first") == 0
+    with redirect_stdout(io.StringIO()) as printed:
+        assert run(folder, "--run-id", "first", "prompts.template=nowhere.yaml") == 0
+    (folder / "line.json").write_text(printed.getvalue().splitlines()[-1])
+    shutil.copytree(folder, folder.with_name("untouched"))
     return folder
+
+
+@pytest.fixture
+def done(published: Path, tmp_path: Path) -> Path:
+    """A copy of the test's own, with run `first` and nothing that others did to it since."""
+    return copied(published.with_name("untouched"), tmp_path / "world")

@@ -241,6 +241,32 @@ def test_a_night_that_fails_is_on_record_though_the_one_before_was_done(
         ("user_id,item_id,event\nu,i,e\n", "prepare.split.seed=1", 2, "prepare.event_values: got none"),
         ("user_id,item_id\n ,i\n", "prepare.max_reject_share=1.0", 3, "all 1 rows were refused"),
         (
+            "user_id,item_id,rating\nu,i,9\n",
+            "prepare.rating_range=[1, 5]",
+            8,
+            "(1 rating out of range), expected at most prepare.max_reject_share = 0.05; see the table rejects and "
+            "prepare.rating_range; nothing else changed",
+        ),
+        (
+            "user_id,item_id\nu,i\n",
+            "prepare.rating_range=[1, 5]",
+            2,
+            "prepare.rating_range: got [1.0, 5.0], expected null",
+        ),
+        (
+            "user_id,item_id\nu\ufffd,i\nu,i\nv,i\n",
+            "prepare.max_reject_share=0.0",
+            8,
+            "(1 unreadable id), expected at most prepare.max_reject_share = 0.0; see the table rejects and "
+            "prepare.interactions.options.encoding; nothing else changed",
+        ),
+        (
+            "user_id,item_id\nu,i\n",
+            f"prompts.template={JOB.parents[1] / 'conf/templates/movies.yaml'}",
+            2,
+            "movies.yaml: user: unknown field {occupation}, known: ",
+        ),
+        (
             "user_id,item_id,timestamp\nu,i,2020/10/06 12:00\n",
             "prepare.max_reject_share=0.0",
             8,
@@ -305,3 +331,48 @@ def test_a_table_of_somebody_else_is_told_of_before_anything_is_written(
     assert job.main(["--config", config({"interactions": "user_id,item_id\nann,a\n"})]) == 7
     assert "ConflictError: table users: the table at" in capsys.readouterr().err.splitlines()[-1]
     assert not any(tables.exists(name) for name in ("interactions", "items", "examples", "rejects"))
+
+
+def test_the_config_that_ones_own_data_start_from(
+    job: ModuleType, tables: Tables, tables_config: TablesConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    log = [
+        f"m{place % 5},s{place % 4},{event},{1_700_000_000 + place}" for place, event in enumerate(["view", "buy"] * 20)
+    ]
+    (tmp_path / "data/interactions.csv").write_text("member,sku,what,at\n" + "\n".join(log) + "\n", encoding="utf-8")
+    shelf = "".join(f"s{place},名 {place},brand {place % 2}\n" for place in range(4))
+    (tmp_path / "data/items.csv").write_text("sku,name,brand\n" + shelf, encoding="utf-8")
+    given = [f"tables.{key}={value}" for key, value in tables_config.model_dump(mode="json", exclude_none=True).items()]
+    given += [f"prepare.{name}.path={tmp_path}/data/{name}.csv" for name in ("interactions", "items")]
+    assert job.main(["--config", str(JOB.parents[1] / "conf/own.yaml"), *given, "tables.metastore=null"]) == 0
+    assert {row.title: row.brand for row in tables.read("items").collect()} == {
+        f"名 {place}": f"brand {place % 2}" for place in range(4)
+    }
+    rows = tables.read("interactions").collect()
+    assert {(row.event, row.value, row.is_liked) for row in rows} == {("view", 1.0, False), ("buy", 3.0, True)}
+    assert {row.split for row in rows} == set(c.SPLITS)
+
+
+def test_a_source_of_delta_is_named_with_the_version_that_was_read(
+    job: ModuleType, config: Any, tables: Tables, tmp_path: Path
+) -> None:
+    frame = tables.spark.createDataFrame([("u", f"i{place}") for place in range(9)], "user_id string, item_id string")
+    frame.write.format("delta").save(str(tmp_path / "log"))
+    frame.limit(1).write.format("delta").mode("append").save(str(tmp_path / "log"))
+    path = config({"interactions": ""})
+    own = [f"prepare.interactions.path={tmp_path / 'log'}", "prepare.interactions.format=delta"]
+    assert job.main(["--config", path, *own]) == 0
+    (record,) = tables.read("runs").collect()
+    assert record.inputs["interactions"] == f"{tmp_path / 'log'}@1"
+
+
+def test_tables_are_not_written_among_the_files_that_are_read(
+    job: ModuleType, config: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = config({"interactions": "user_id,item_id\nu,i\n"})
+    place = tmp_path / "tables/interactions/log.csv"
+    assert job.main(["--config", path, f"prepare.interactions.path={place}"]) == 2
+    assert (
+        f"prepare.interactions.path: got {place}, where the table interactions has its place" in capsys.readouterr().err
+    )

@@ -26,46 +26,47 @@ def table(world: Path, name: str) -> DeltaTable:
 
 
 def test_lists_that_somebody_put_back_or_deleted_are_published_again(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(world, "--run-id", "monday") == 0
-    assert run(world, "--run-id", "tuesday", "score.n=2") == 0
-    tuesday = rows(world, "recommendations")
+    assert run(done, "--run-id", "tuesday", "score.n=2") == 0
+    tuesday = rows(done, "recommendations")
     monkeypatch.setattr(score, "scores", no_scoring)
-    table(world, "recommendations").restore(0)
-    assert run(world, "--run-id", "tuesday", "score.n=2") == 0
-    assert rows(world, "recommendations") == tuesday
-    table(world, "recommendations").delete()
-    assert run(world, "--run-id", "monday") == 0  # another run has followed it
-    assert rows(world, "recommendations") == []
-    assert run(world, "--run-id", "tuesday", "score.n=2") == 0
-    assert rows(world, "recommendations") == tuesday
+    table(done, "recommendations").restore(0)
+    assert run(done, "--run-id", "tuesday", "score.n=2") == 0
+    assert rows(done, "recommendations") == tuesday
+    table(done, "recommendations").delete()
+    assert run(done, "--run-id", "first") == 0  # another run has followed it
+    assert rows(done, "recommendations") == []
+    assert run(done, "--run-id", "tuesday", "score.n=2") == 0
+    assert rows(done, "recommendations") == tuesday
 
 
 def test_a_commit_that_changes_no_row_of_an_input_makes_no_other_run(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    assert run(world, "--run-id", "monday") == 0
-    before = version(world, "interactions"), version(world, "recommendations")
-    table(world, "interactions").alter.set_table_properties({"delta.logRetentionDuration": "interval 60 days"})
+    before = version(done, "interactions"), version(done, "recommendations")
+    table(done, "interactions").alter.set_table_properties({"delta.logRetentionDuration": "interval 60 days"})
     monkeypatch.setattr(score, "scores", no_scoring)
-    capsys.readouterr()
-    assert run(world, "--run-id", "monday") == 0
+    assert run(done, "--run-id", "first") == 0
     assert '"status": "already done"' in capsys.readouterr().out
-    assert (version(world, "interactions"), version(world, "recommendations")) == (before[0] + 1, before[1])
+    assert (version(done, "interactions"), version(done, "recommendations")) == (before[0] + 1, before[1])
 
 
-def test_jobs_with_one_run_id_keep_their_own_rejects(spark: SparkSession, world: Path) -> None:
-    tables = Tables(spark, load_config(world / "config.yaml").tables)
-    told = [("day", "prepare", "items", 1, "duplicate item", None)]
+def test_jobs_with_one_run_id_keep_their_own_rejects(spark: SparkSession, done: Path) -> None:
+    tables = Tables(spark, load_config(done / "config.yaml").tables)
+    told = [("first", "prepare", "items", 1, "duplicate item", None)]
     columns = "run_id string, job string, source string, row bigint, reason string, content string"
     frame = spark.createDataFrame(told, columns)
-    tables.replace_rows(schemas.REJECTS, frame, run_predicate("day", job="prepare"), {})
-    for _ in range(2):
-        assert run(world, "--run-id", "day") == 0
-        found = {(row["job"], row["source"]) for row in rows(world, "rejects")}
-        assert found == {("prepare", "items"), ("score", "items"), ("score", "top_n")}
-        table(world, "recommendations").delete()
+    tables.replace_rows(schemas.REJECTS, frame, run_predicate("first", job="prepare"), {})
+    before = rows(done, "rejects")
+    assert {(row["job"], row["source"]) for row in before} == {
+        ("prepare", "items"),
+        ("score", "items"),
+        ("score", "top_n"),
+    }
+    table(done, "recommendations").delete()
+    assert run(done, "--run-id", "first") == 0
+    assert rows(done, "rejects") == before
 
 
 def test_staged_lists_that_are_broken_are_scored_again(
@@ -104,14 +105,13 @@ def test_an_item_that_no_list_may_hold_is_not_refused_for_its_length(world: Path
     assert run(world, "score.max_reject_share=0.0", "score.item_filter=item_id <> 'too long'") == 0
 
 
-def test_what_is_published_needs_neither_its_record_nor_its_staged_lists(world: Path, capsys: Capture) -> None:
-    assert run(world, "--run-id", "monday", "prompts.template=nowhere.yaml") == 0  # the checkpoint has its own
-    before = rows(world, "recommendations"), version(world, "recommendations")
-    table(world, "runs").delete()
-    table(world, "top_n").delete()
-    assert run(world, "--run-id", "monday") == 0
-    assert (rows(world, "recommendations"), version(world, "recommendations")) == before
-    assert runs(world)["monday"]["verdict"] == "done"
+def test_what_is_published_needs_neither_its_record_nor_its_staged_lists(done: Path, capsys: Capture) -> None:
+    before = rows(done, "recommendations"), version(done, "recommendations")
+    table(done, "runs").delete()
+    table(done, "top_n").delete()
+    assert run(done, "--run-id", "first") == 0
+    assert (rows(done, "recommendations"), version(done, "recommendations")) == before
+    assert runs(done)["first"]["verdict"] == "done"
     capsys.readouterr()
-    assert run(world, "--run-id", "monday") == 0
+    assert run(done, "--run-id", "first") == 0
     assert '"status": "already done"' in capsys.readouterr().out

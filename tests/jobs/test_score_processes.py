@@ -15,16 +15,19 @@ from typing import Any
 import pyspark
 import pytest
 
+from tests.light import LIGHT, flags, of_executors
 from tests.score_world import rows, rows_of_first, run
 
 ROOT = Path(__file__).parents[2]
+# One JVM after the other: none needs a catalog that outlives it.
+SMALL = {**LIGHT, "spark.sql.catalogImplementation": "in-memory"}
 
 Submit = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def submit(tmp_path: Path) -> Iterator[Submit]:
-    """spark-submit in a process group of its own, with the project's environment; ended with the test."""
+    """spark-submit, light, in a process group of its own, with the project's environment; ended with the test."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     home = tmp_path / "spark"  # a local cluster works below its Spark's home
     home.mkdir()
@@ -38,7 +41,11 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
         # Spark joins the two streams of a Python driver in its own standard output.
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(
-            ["spark-submit", *command], cwd=tmp_path, env={**environment, **more}, start_new_session=True, **pipes
+            ["spark-submit", *flags(SMALL), *command],
+            cwd=tmp_path,
+            env={**environment, **more},
+            start_new_session=True,
+            **pipes,
         )
         started.append(process)
         return process
@@ -53,7 +60,7 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
 def test_a_driver_killed_while_it_scores_ends_in_the_table_of_an_unbroken_run(
     world: Path, published: Path, submit: Submit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("--run-id", "first", "score.partitions=40")
+    asked = ("--run-id", "first", "score.partitions=16")
     process = submit(str(ROOT / "jobs/score.py"), "--config", str(world / "config.yaml"), *asked)
     while not list((world / "tables").glob("top_n/*/*.parquet")):  # the first tasks are done, others are to come
         with suppress(subprocess.TimeoutExpired):
@@ -104,15 +111,16 @@ def test_two_executors_of_two_cores_load_a_model_for_each_gpu_and_give_the_lists
     driver.write_text(DRIVER)
     gpus.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0"]}\'\n')
     gpus.chmod(0o755)
-    settings = [
-        f"spark.{part}.resource.gpu.{name}={value}"
+    settings = {
+        f"spark.{part}.resource.gpu.{name}": value
         for part in ("worker", "executor")
         for name, value in (("amount", "1"), ("discoveryScript", str(gpus)))
-    ]
-    flags = [flag for setting in settings for flag in ("--conf", setting)]
+    }
     arguments = [str(ROOT), str(world / "config.yaml"), str(tmp_path / "spark/work"), str(no_cuda)]
     own = {"PYTHONPATH": f"{tmp_path / 'patch'}{os.pathsep}{ROOT}", "NO_CUDA": str(no_cuda)}
-    process = submit("--master", "local-cluster[2,2,1024]", *flags, str(driver), *arguments, **own)
+    process = submit(
+        "--master", "local-cluster[2,2,1024]", *flags({**settings, **of_executors()}), str(driver), *arguments, **own
+    )
     printed, told = process.communicate()
     assert process.returncode == 0, printed + told
     found = json.loads(printed.splitlines()[-1])

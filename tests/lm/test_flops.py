@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flmrec_spark.lm.flops import Shape, item_flops, pair_flops, shape_of, user_flops
 from flmrec_spark.lm.model import Segment, SegmentedModel
-from tests.tiny import tiny_bert
+from tests.tiny import tiny_bert, tiny_family
 
 N_USER, N_ITEM, N_ITEMS = 9, 5, 7
 HIDDEN, INNER, N_LAYERS = 32, 64, 3
@@ -74,3 +74,23 @@ def test_the_published_count_of_a_shared_prefix_bounds_join_layer_0() -> None:
     own = shape("layer", 0)
     whole = 2 * own.layer * N_LAYERS * N_ITEM + 4 * N_LAYERS * own.attention * N_ITEM * (N_USER + N_ITEM)
     assert 0.5 * whole < pair_flops(own, N_USER, N_ITEM) < whole
+
+
+@pytest.mark.parametrize("n_decoder", [2, 4])
+def test_users_cost_the_encoder_and_items_and_pairs_the_decoder(n_decoder: int) -> None:
+    """Of a T5 whose stacks differ, against those of one depth."""
+    config = tiny_family("t5", n_layers=n_decoder).config
+    config.num_layers = 6 - n_decoder
+
+    def of(join: str, join_layer: int, **depths: int) -> tuple[float, float, float]:
+        own = shape_of(config.__class__(**{**config.to_dict(), **depths}), join=join, join_layer=join_layer)
+        return user_flops(own, N_USER), item_flops(own, N_ITEM), pair_flops(own, N_USER, N_ITEM)
+
+    pairs = []
+    for join_layer in range(n_decoder + 1):
+        user, *rest = of("layer", join_layer)
+        assert rest == list(of("layer", join_layer, num_layers=n_decoder)[1:])
+        assert user == of("layer", join_layer, num_decoder_layers=config.num_layers)[0]
+        pairs.append(rest[1])
+    assert pairs == sorted(pairs, reverse=True) and pairs[-1] == 2 * config.d_model
+    assert of("full", 0) == of("full", 0, num_decoder_layers=config.num_layers)  # the encoder reads the whole pair

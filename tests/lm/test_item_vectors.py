@@ -53,3 +53,24 @@ def test_blocks_and_the_items_asked_with_it_change_no_bit(join, join_layer, monk
     some = np.array([7, 0, 10])
     assert (in_blocks.of(some) == whole[some]).all()
     assert (in_blocks.of(EVERY) == whole).all()
+
+
+@pytest.mark.parametrize(("join", "join_layer"), WITH_STATES)
+def test_no_more_tokens_than_a_block_are_looked_at_together(join, join_layer, monkeypatch):
+    scorer = Scorer(segmented(join, join_layer), catalog())
+    whole = ItemVectors(scorer).of(EVERY)
+    own, sizes = Scorer.item_hidden, list[int]()
+
+    def item_hidden(self: Scorer, items: Any) -> Any:
+        found = own(self, items)
+        sizes.append(found[0].shape[0] * found[0].shape[1])
+        return found
+
+    monkeypatch.setattr(Scorer, "item_hidden", item_hidden)
+    monkeypatch.setattr(module, "_BLOCK", 17)
+    in_blocks = ItemVectors(scorer)
+    assert (in_blocks.of(EVERY) == whole).all()
+    assert max(sizes) <= 17
+    assert in_blocks.of(EVERY[:0]).shape == (0, whole.shape[1])
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    assert (ItemVectors(scorer).of(EVERY) == whole).all()

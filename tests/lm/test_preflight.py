@@ -165,7 +165,7 @@ def test_the_free_memory_is_that_of_the_machine_or_less(monkeypatch, tmp_path):
 
 def test_the_model_of_the_estimate_allocates_nothing(world):
     config = tiny_config(world, model={"keep_layers": [1]})
-    backbone = memory._meta_model(config)
+    backbone = memory.meta_model(config)
     assert {weight.device.type for weight in backbone.parameters()} == {"meta"}
     kept = {name for name, _ in backbone.named_parameters() if not name.startswith("pooler")}
     assert kept == {

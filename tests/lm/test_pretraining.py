@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5Model
 
 from flmrec_spark.config import Config, PretrainConfig
-from flmrec_spark.errors import CheckpointError, ConfigError, InputError
+from flmrec_spark.errors import CheckpointError, ConfigError, EnvironmentFault, InputError
 from flmrec_spark.lm import pretraining
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
@@ -150,6 +150,17 @@ def test_what_cannot_be_pretrained_is_told(world):
     T5Model(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(world / "model")
     with pytest.raises(ConfigError, match=r"model.path: got type t5, expected an encoder or a decoder"):
         pretrain(config(world))
+
+
+def test_too_little_memory_is_told_with_what_takes_less(world, monkeypatch):
+    def too_large(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(pretraining, "train", too_large)
+    told = r"pretrain: out of memory with pretrain.texts_per_step = \d+, expected room; fewer take less: tried to"
+    with pytest.raises(EnvironmentFault, match=told):
+        pretrain(config(world))
+    assert not (world / "pretrained").exists()
 
 
 def test_the_script_prints_one_line_of_json_or_one_line_of_error(world, capsys):

@@ -13,6 +13,7 @@ from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
 from flmrec_spark.errors import CheckpointError, ConfigError
+from flmrec_spark.lm import segments as module
 from flmrec_spark.lm.segments import PAD, Interaction, Segmenter
 from flmrec_spark.prompts import Answer, load_template
 from tests.tiny import tiny_tokenizer
@@ -213,6 +214,15 @@ def test_profiles_leave_nothing_in_memory():
     for age in range(50):
         own.user({"age": age}, [liked("a")])
     assert len(own._tokens) == 2  # the entry, as many as items, and no profile at all: profiles are as many as users
+
+
+def test_texts_whose_tokens_are_kept_have_a_limit(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_KNOWN", 3)
+    own = segmenter()
+    for place in range(20):  # as of a template that shows a {rating}, of which no two are alike
+        history = [liked(f"a{place}"), disliked("b")]
+        assert own.user({}, history) == segmenter().user({}, history)
+        assert len(own._tokens) <= 3
 
 
 def test_the_probe_tells_tokenizers_apart():

@@ -149,6 +149,9 @@ def test_the_map_is_saved_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     assert found is not None and found.texts is not None and list(found.factors) == [LISTING, RATING]
     np.testing.assert_array_equal(found.texts.weight, kept().texts.weight)  # type: ignore[union-attr]
     np.testing.assert_array_equal(found.texts.bias, kept().texts.bias)  # type: ignore[union-attr]
+    turned = TextMap(np.asfortranarray(kept().texts.weight), kept().texts.bias)  # type: ignore[union-attr]
+    factor_files.save(tmp_path, replace(kept(), texts=turned))
+    np.testing.assert_array_equal(factor_files.load(tmp_path).texts.weight, turned.weight)  # type: ignore[union-attr]
     wrong = TextMap(np.ones((2, 3), dtype=np.float32), np.ones(3, dtype=np.float32))
     factor_files.save(tmp_path, replace(kept(), texts=wrong))
     with pytest.raises(CheckpointError, match=r"texts.weight: got shape \(2, 3\), expected \(D, 4\)"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
 
 from flmrec_spark.config import load_config
-from flmrec_spark.errors import CheckpointError, ConfigError, ConflictError
+from flmrec_spark.errors import CheckpointError, ConfigError, ConflictError, EnvironmentFault
 from flmrec_spark.lm import folders, tuning
 from tests.prepared import tiny_config
 
@@ -129,3 +130,29 @@ def test_a_space_that_makes_no_sense_is_refused_before_anything_is_trained(world
     with pytest.raises(ConfigError, match=text):
         tuning.open_search(config_file(world, space))
     assert not (world / "checkpoint.tune").exists()
+
+
+def test_a_metric_that_a_join_cannot_tell_is_refused_before_anything_is_trained(world):
+    file = config_file(world, {"model.join": ["attention", "full"]}, metric="ndcg")
+    with pytest.raises(ConfigError, match=r"tune.metric: got ndcg, which join: full is too slow to measure"):
+        tuning.open_search(file)
+
+
+def test_of_a_trial_that_failed_its_message_is_kept_and_nothing_else(world, monkeypatch):
+    held = []
+
+    class Large:
+        pass
+
+    def fails(config):
+        model = Large()
+        held.append(weakref.ref(model))
+        try:
+            raise MemoryError("of the machine")
+        except MemoryError as cause:
+            raise EnvironmentFault("finetune: out of memory") from cause
+
+    monkeypatch.setattr(tuning, "finetune", fails)
+    with pytest.raises(EnvironmentFault, match="out of memory"):
+        searched(config_file(world))
+    assert [model() for model in held] == [None, None]

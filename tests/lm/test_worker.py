@@ -6,6 +6,7 @@ import hashlib
 import io
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ import torch
 from flmrec_spark.errors import CheckpointError, EnvironmentFault
 from flmrec_spark.lm import bundles, checkpoint, manifest, worker
 from flmrec_spark.lm.biases import Biases
-from flmrec_spark.lm.blending import Blend, Calibration
+from flmrec_spark.lm.blending import Blend, Calibration, ListBlend
+from flmrec_spark.lm.judge import Asked, Judge, Rules, Taste
 from flmrec_spark.lm.model import SegmentedModel
 from flmrec_spark.lm.scorer import Scorer
 from flmrec_spark.lm.segments import Segmenter
@@ -152,6 +154,35 @@ def test_what_has_not_seen_valid_reads_the_same_item_states(loaded, unpacked, mo
     monkeypatch.setattr(Scorer, "encode", encode)
     again = worker.load(unpacked, precision="fp32", packed=False, device="cpu", of_train=True)
     assert again is not loaded and len(again.catalogue.listed) == 3
+
+
+@pytest.mark.parametrize("listing", [None, ListBlend(0.0, 1.0, 0.0)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("is_each", [False, True])
+def test_scores_that_are_no_numbers_are_told(listing, bad, is_each):
+    """A list would leave nan out, and be short without a word."""
+    logits = np.array([[0.5, -1.0, 2.0, 0.0], [0.5, -1.0, 2.0, 0.0]])
+    scorer = SimpleNamespace(
+        items=SimpleNamespace(bias=np.zeros(4)),
+        head_logits=lambda segment, **_: logits,
+        head_logits_each=lambda users: (logits for _ in users),
+    )
+    blend = Blend(Calibration(), listing)
+    judge = Judge(scorer, Rules(blend, blend, Biases({}, {}), None, has_tokens=False), None, None)
+    asked = Asked([2, 3], "u", Taste())
+
+    def says():
+        return next(judge.says_each([asked])) if is_each else judge.says(asked)
+
+    assert np.isfinite(says().score).all()
+    logits[:, 1:3] = bad
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(
+            CheckpointError, match=r"^checkpoint: 2 of 4 scores are no numbers, expected finite ones: the checkpoint's"
+        ),
+    ):
+        says()
 
 
 def test_places_rows_and_fields_belong_to_the_same_items(loaded):

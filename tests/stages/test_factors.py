@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
 
+from flmrec_spark import ship
 from flmrec_spark.lm import checkpoint
 from flmrec_spark.lm.biases import Biases
 from flmrec_spark.lm.blending import Blend, Calibration, ListBlend
@@ -233,6 +234,12 @@ def test_score_and_probability_are_those_of_all_parts(
         assert [row.item_id for row in own] == best
         assert [row.score for row in own] == pytest.approx([every[item][0] for item in best], abs=1e-6)
         assert [row.probability for row in own] == pytest.approx([every[item][1] for item in best], abs=1e-6)
+
+
+def test_a_prompts_tokens_are_estimated_by_what_it_shows_of_a_longer_taste(found: Checkpoint) -> None:
+    longer = replace(found, settings=replace(found.settings, taste_length=300))
+    assert longer.settings.longest_history == 300
+    assert ship._cost_model(longer, found.segmenter(), ROWS, [3]).history_length == HISTORY_LENGTH
 
 
 def test_sql_knows_texts_alone(spark: SparkSession, found: Checkpoint, frames: tuple[DataFrame, DataFrame]) -> None:

@@ -22,7 +22,7 @@ from flmrec_spark.fitting import Tools, fit_all, send
 from flmrec_spark.prompts import load_template
 from flmrec_spark.ship import ship
 from flmrec_spark.stacking import Prepared, fit_models, with_stack
-from flmrec_spark.stages import hybrid
+from flmrec_spark.stages import evaluation, hybrid
 from flmrec_spark.stages.baselines.lists import Packed
 from flmrec_spark.stages.baselines.stacker import Stacker
 from flmrec_spark.stages.hybrid import FLM, HYBRID
@@ -81,7 +81,8 @@ def test_flm_lists_as_it_does_alone_and_the_stack_by_what_it_makes_of_the_scores
     stacker = Stacker(np.array([0.1, 0.2, 0.3]), np.array([1.0, 2.0, 0.5]), np.array([0.5, 0.4, 1.0]), -0.2)
     found = hybrid.lists_of_both(prompts, shipped, packed, stacker, n=4).collect()
     alone = scores(prompts, shipped, n=4).collect()
-    assert sorted(tuple(row)[1:] for row in found if row.model == FLM) == sorted(map(tuple, alone))
+    assert sorted(tuple(row)[1:-1] for row in found if row.model == FLM) == sorted(map(tuple, alone))
+    assert not any(row.is_held for row in found)
     asked = said(hybrid.features(prompts, shipped, packed))
     seen = {(row.user_id, item) for row in prompts.collect() for item in row.excluded}
     for user in USERS:
@@ -109,6 +110,45 @@ def test_heads_are_the_best_of_each_part_that_may_be_listed(
     assert set(found) == expected
     assert len(found) < len(everything) - len(seen)
     assert all(np.array_equal(values, everything[pair]) for pair, values in found.items())
+
+
+def test_items_beside_the_list_are_asked_about_in_the_same_pass(
+    spark: SparkSession, prompts: DataFrame, shipped: Shipped, packed: Packed
+) -> None:
+    stacks = [
+        Stacker(np.array([0.1, 0.2, 0.3]), np.array([1.0, 2.0, 0.5]), np.array([0.5, weight, 1.0]), -0.2)
+        for weight in (0.4, 0.9)
+    ]
+    asked = {user: [ITEMS[place], ITEMS[place + 1], "gone"] for place, user in enumerate(USERS[1:])}  # of one user none
+    held = spark.createDataFrame(
+        [(user, item) for user, own in asked.items() for item in own], "user_id string, item_id string"
+    )
+    everything = F.array(*map(F.lit, ITEMS))
+    full = prompts.withColumn("excluded", F.when(F.col("user_id") == USERS[2], everything).otherwise(F.col("excluded")))
+    beside = evaluation.beside_lists(full, held)
+
+    found = hybrid.lists_of_both(beside, shipped, packed, stacks[0], n=4, rating=stacks[1]).collect()
+    plain = hybrid.lists_of_both(full, shipped, packed, stacks[0], n=4).where("rank > 0").collect()
+    assert sorted(map(tuple, (row for row in found if not row.is_held))) == sorted(map(tuple, plain))
+    assert USERS[2] not in {row.user_id for row in found if not row.is_held}
+
+    alone = scores(evaluation.pointwise_prompts(prompts, held), shipped, n=9).where("rank > 0").collect()
+    rated = {(row.user_id, row.item_id): row.score for row in found if row.is_held and row.model == FLM}
+    assert rated == {(row.user_id, row.item_id): row.probability for row in alone}
+    assert set(rated) == {(user, item) for user, own in asked.items() for item in own[:2]}
+    values = said(hybrid.features(prompts, shipped, packed))
+    stacked = {(row.user_id, row.item_id): row.score for row in found if row.is_held and row.model == HYBRID}
+    assert stacked == pytest.approx({pair: stacks[1].probability(values[pair][None])[0] for pair in rated})
+
+    both = hybrid.features(beside, shipped, packed, head=2).collect()
+    assert {(row.user_id, row.item_id) for row in both if row.is_held} == set(rated)
+    heads = said(hybrid.features(full, shipped, packed, head=2))
+    assert {(row.user_id, row.item_id) for row in both if not row.is_held} == set(heads)
+    no_lists = hybrid.features(evaluation.without_lists(beside), shipped, packed, head=2).collect()
+    assert {(row.user_id, row.item_id): row.features for row in no_lists if row.is_held} == {
+        (row.user_id, row.item_id): row.features for row in both if row.is_held
+    }
+    assert all(row.is_held for row in no_lists)
 
 
 @pytest.mark.parametrize(("exclude_seen", "head"), [(True, 1), (True, 50), (False, 50)])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,12 +17,16 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from flmrec_spark import columns as c
+from flmrec_spark import scoring
+from flmrec_spark.lm import native
 from flmrec_spark.lm.flops import Shape, pair_flops, user_flops
 from flmrec_spark.stages.partitions import CostModel, Round, measure, rounds, spread
 from flmrec_spark.tables.schemas import INTERACTION
 
-SHAPE = Shape(3, 24, 24, 576, 1152, 576, 2304, "layer", 2)
-MODEL = CostModel(SHAPE, n_items=200, item_tokens=12.0, head_tokens=10.0, entry_tokens=6.0, user_tokens=64)
+SHAPE = Shape(3, 3, 24, 24, 576, 1152, 576, 2304, "layer", 2)
+MODEL = CostModel(
+    SHAPE, n_items=200, item_tokens=12.0, head_tokens=10.0, entry_tokens=6.0, history_length=30, user_tokens=64
+)
 PROMPTS = T.StructType(
     [
         T.StructField(c.USER_ID, T.StringType()),
@@ -75,6 +82,8 @@ def test_the_work_is_the_sum_over_the_users(prompts: DataFrame, users: list[tupl
     expected = sum(cost(length, n) for (_, length, _), n in zip(users, pairs, strict=True))
     assert work.flops == pytest.approx(expected)
     assert list(work.buckets) == sorted(set(work.buckets), reverse=True)
+    shown = measure(prompts, replace(MODEL, history_length=4))  # rows that hold more, for factors or baselines
+    assert shown.user_tokens == sum(tokens(min(length, 4)) for _, length, _ in users)
 
 
 @given(slots=st.integers(1, 300), users=st.integers(0, 100_000), tasks=st.none() | st.integers(1, 500))
@@ -144,3 +153,52 @@ def test_no_users_are_no_work(prompts: DataFrame) -> None:
     work = measure(none, MODEL)
     assert (work.users, work.pairs, work.flops) == (0, 0, 0.0)
     assert spread(none, MODEL, work, rounds(2, users=0)).collect() == []
+
+
+def made_ready(n_processes: int, **given: Any) -> Any:
+    """A shipment of which so many processes have loaded the model."""
+    usage = SimpleNamespace(loads=lambda: {f"host:{number}": 1 for number in range(n_processes)})
+    bundle = SimpleNamespace(uses_gpu=given.pop("uses_gpu", False))
+    cost = replace(MODEL, shape=replace(SHAPE, join=given.pop("join", "layer")))
+    return SimpleNamespace(usage=usage, bundle=bundle, cost=cost, profile=given.pop("profile", None), **given)
+
+
+def cores(n: int, **conf: str) -> Any:
+    """A session of so many cores."""
+    conf = {name.replace("_", "."): value for name, value in conf.items()}
+    return SimpleNamespace(sparkContext=SimpleNamespace(defaultParallelism=n, getConf=lambda: conf))
+
+
+def test_tasks_are_as_many_as_gpus_take_where_they_ask_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    monkeypatch.setattr(scoring.partitions, "spread", lambda prompts, model, work, plan: plans.append(plan))
+    job: Any = SimpleNamespace(spark=cores(16), config=SimpleNamespace(score=SimpleNamespace(partitions=None)))
+    work: Any = SimpleNamespace(users=943)
+    for shipped in (made_ready(1, profile=object()), made_ready(4, profile=object()), made_ready(1), made_ready(20)):
+        scoring.spread(job, shipped, work, work)
+    assert [sum(part.tasks for part in plan) for plan in plans] == [8 * slots for slots in (1, 4, 16, 20)]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "given", "is_told"),
+    [
+        ("4", {}, True),
+        ("1", {}, False),
+        (None, {}, False),
+        ("4", {"uses_gpu": True}, False),
+        ("4", {"join": "full"}, False),  # torch alone, which uses them all
+        ("4", {"is_built": False}, False),
+    ],
+)
+def test_cores_that_the_kernel_leaves_idle_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cpus: str | None,
+    given: dict[str, Any],
+    is_told: bool,
+) -> None:
+    built = object() if given.pop("is_built", True) else None
+    monkeypatch.setattr(native, "build", lambda: built)
+    spark = cores(16) if cpus is None else cores(16, spark_task_cpus=cpus)
+    scoring.tell_of_idle_cores(spark, made_ready(1, **given))
+    assert ("spark.task.cpus is 4, but a task scores on one core" in caplog.text) == is_told

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from flmrec_spark import dry_run
 from flmrec_spark.config import ScoreConfig
+from flmrec_spark.errors import InputError
 from flmrec_spark.ship import settled, ship
 from flmrec_spark.stages import trial
 from flmrec_spark.stages.scores import Shipped
@@ -74,3 +78,27 @@ def test_the_trial_sees_the_users_that_fit_a_prompt(spark: SparkSession, folder:
     (row,) = trial.chosen_precision(prompts.where("user_id = 'verbose'"), asked, n=3).collect()
     assert row.precision == "fp32"
     assert "no users to compare lists of" in row.reason or "none is faster" in row.reason
+
+
+def test_a_dry_run_counts_by_users_where_those_it_tried_had_no_item_to_score() -> None:
+    work: Any = SimpleNamespace(flops=6e9, users=500)
+    usual = dry_run.Tried(flops_per_s=1e9, rows_per_user=3.0, bytes_per_row=20.0, stage_s=0.1, user_s=0.2)
+    none = dry_run.Tried(flops_per_s=0.0, rows_per_user=3.0, bytes_per_row=20.0, stage_s=0.1, user_s=0.2)
+    assert (usual.seconds(work, 4), none.seconds(work, 4)) == (6 / 4, 500 * 0.2 / 4)
+
+
+def test_a_dry_run_without_a_user_to_try_is_told(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frame:
+        def repartition(self, _: int) -> Frame:
+            return self
+
+        def where(self, _: object) -> Frame:
+            return self
+
+        def toArrow(self) -> None:
+            return None
+
+    monkeypatch.setattr(dry_run, "scores", lambda *_, **__: Frame())
+    asked: Any = SimpleNamespace(usage=SimpleNamespace(sums=lambda: {"tasks": 1.0}))
+    with pytest.raises(InputError, match=r"^users: got none, expected some of whom a few are scored for --dry-run"):
+        dry_run._score(asked, Frame(), config=ScoreConfig(), slots=1)  # type: ignore[arg-type]

@@ -244,7 +244,9 @@ def test_a_folder_with_columns_in_its_names_is_read_as_one_table(spark: SparkSes
     assert rows(spark, Source(path=str(tmp_path / "parquet"), format="parquet")) == [("u", "i", "007", None)]
 
 
-def test_bytes_of_another_encoding_are_told_and_read_by_its_name(spark: SparkSession, tmp_path: Path) -> None:
+def test_bytes_of_another_encoding_are_told_and_read_by_its_name(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = "item_id,title\n" + "".join(f"{place},红色运动鞋{place}\n" for place in range(9))
     (tmp_path / "a.csv").write_bytes(text.encode("gbk"))
     source = Source(path=str(tmp_path / "a.csv"), format="csv")
@@ -258,7 +260,17 @@ def test_bytes_of_another_encoding_are_told_and_read_by_its_name(spark: SparkSes
     found = items(spark, source.model_copy(update={"options": {"encoding": "GBK"}})).collect()
     assert found[3]["title"] == "红色运动鞋3"
     few = "item_id,title\n" + "".join(f"{place},t\n" for place in range(20)) + "x,torn \ufffd\n"
+    assert not caplog.messages
     assert items(spark, Source(path=write(tmp_path / "b.csv", few), format="csv")).count() == 21
+    assert "prepare.items: got bytes that are no UTF-8 text in 1 of the first 21 rows" in caplog.text
+
+
+def test_a_column_that_is_named_null_is_not_taken(spark: SparkSession, tmp_path: Path) -> None:
+    place = write(tmp_path / "a.csv", "user_id,item_id,event,timestamp\nu,i,view,5\n")
+    source = Source(path=place, format="csv", columns={"event": None})
+    assert rows(spark, source) == [("u", "i", "5", None)]
+    with pytest.raises(InputError, match=r"got no column None, expected one for user_id"):
+        rows(spark, source.model_copy(update={"columns": {"user_id": None}}))
 
 
 def test_times_as_pandas_writes_them_are_read(spark: SparkSession, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from flmrec_spark.stages.baselines.world import Floats, User, World
 
 # Every iteration makes the lineage longer, which a task reads by recursion: from ten on, a thread's stack may overflow.
 RANK, ITERATIONS, REGULARISATION, CONFIDENCE, SEED = 32, 5, 0.1, 1.0, 1
+# Spark adds what blocks say in the order in which they end: of three or more the last bits depend on that.
 _ROWS_PER_BLOCK = 1_000_000
 
 
@@ -30,6 +31,8 @@ _ROWS_PER_BLOCK = 1_000_000
 class Als:
     factors: npt.NDArray[np.float32]  # Y, (N, RANK)
     gram: Floats  # Y'Y, (RANK, RANK)
+    regularisation: float = REGULARISATION
+    confidence: float = CONFIDENCE
     is_probability: ClassVar[bool] = False
 
     def scores(self, user: User) -> Floats | None:
@@ -39,16 +42,24 @@ class Als:
     def user_factors(self, user: User) -> Floats:
         """x, (RANK,), for a user with at least one like."""
         own = self.factors[user.liked_items].astype(np.float64)
-        ridge = REGULARISATION * len(own) * np.eye(own.shape[1])
-        left = self.gram + CONFIDENCE * own.T @ own + ridge
-        return np.asarray(np.linalg.solve(left, (1.0 + CONFIDENCE) * own.sum(axis=0)))
+        ridge = self.regularisation * len(own) * np.eye(own.shape[1])
+        left = self.gram + self.confidence * own.T @ own + ridge
+        return np.asarray(np.linalg.solve(left, (1.0 + self.confidence) * own.sum(axis=0)))
 
 
-def als(world: World, spark: SparkSession) -> Als:
+def als(
+    world: World,
+    spark: SparkSession,
+    *,
+    rank: int = RANK,
+    iterations: int = ITERATIONS,
+    regularisation: float = REGULARISATION,
+    confidence: float = CONFIDENCE,
+) -> Als:
     from pyspark.ml.recommendation import ALS  # here: seconds to import, and not every run fits one
 
     likes = world.likes.tocoo()
-    factors = np.zeros((len(world.item_ids), RANK), dtype=np.float32)
+    factors = np.zeros((len(world.item_ids), rank), dtype=np.float32)
     if likes.nnz:
         table = pa.table(
             {
@@ -61,10 +72,10 @@ def als(world: World, spark: SparkSession) -> Als:
         frame = spark.createDataFrame(table).coalesce(1)
         blocks = min(10, 1 + likes.nnz // _ROWS_PER_BLOCK)
         fitted = ALS(
-            rank=RANK,
-            maxIter=ITERATIONS,
-            regParam=REGULARISATION,
-            alpha=CONFIDENCE,
+            rank=rank,
+            maxIter=iterations,
+            regParam=regularisation,
+            alpha=confidence,
             implicitPrefs=True,
             seed=SEED,
             userCol="user",
@@ -76,4 +87,4 @@ def als(world: World, spark: SparkSession) -> Als:
         found = fitted.itemFactors.toPandas()
         factors[found["id"].to_numpy()] = np.stack(found["features"].to_list()).astype(np.float32)
     exact = factors.astype(np.float64)
-    return Als(factors, exact.T @ exact)
+    return Als(factors, exact.T @ exact, regularisation, confidence)

@@ -30,12 +30,21 @@ def world_of(history: DataFrame, items: DataFrame, users: DataFrame) -> World:
     if n_rows > MAX_INTERACTIONS:
         raise InputError(
             f"baselines: got {n_rows:,} interactions, expected at most {MAX_INTERACTIONS:,}, "
-            "as they are fitted in the driver's memory; narrow the history, or score with strategy flm"
+            "as they are fitted in the driver's memory; evaluate.baselines: [] with evaluate.against: null measures "
+            "the model alone, and score.strategy: flm needs none"
         )
-    table = rows.toArrow().sort_by([(c.USER_ID, "ascending"), (c.MOMENT, "ascending"), (c.ITEM_ID, "descending")])
-    item_fields = items.orderBy(c.ITEM_ID).toArrow()
     own = users.join(history.select(c.USER_ID).distinct(), c.USER_ID, "left_semi")
-    user_fields = own.orderBy(c.USER_ID).toArrow()
+    return world_of_tables(rows.toArrow(), items.toArrow(), own.toArrow())
+
+
+def world_of_tables(history: pa.Table, items: pa.Table, users: pa.Table) -> World:
+    """The collected world: rows of items that are there, and the users who have some.
+
+    Raises:
+      InputError: rows of users that are not in `users`.
+    """
+    table = history.sort_by([(c.USER_ID, "ascending"), (c.MOMENT, "ascending"), (c.ITEM_ID, "descending")])
+    item_fields, user_fields = items.sort_by(c.ITEM_ID), users.sort_by(c.USER_ID)
     of_users = _places(table[c.USER_ID], user_fields[c.USER_ID])
     if (of_users < 0).any():
         raise InputError("table users: lacks ids that interactions name; run jobs/prepare.py again")

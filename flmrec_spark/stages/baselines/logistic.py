@@ -44,7 +44,7 @@ class Logistic:
         return self.items + (self.users.get(user.user_id, 0.0) + known)
 
 
-def logistic_regression(world: World) -> Logistic:
+def logistic_regression(world: World, *, penalty: float = PENALTY) -> Logistic:
     from sklearn.linear_model import LogisticRegression  # here: seconds to import, and not every run fits one
 
     n_users, n_items = len(world.user_ids), len(world.item_ids)
@@ -61,7 +61,7 @@ def logistic_regression(world: World) -> Logistic:
         ],
         format="csr",
     )
-    found = LogisticRegression(C=PENALTY, max_iter=MAX_ITERATIONS).fit(features, world.liked)
+    found = LogisticRegression(C=penalty, max_iter=MAX_ITERATIONS).fit(features, world.liked)
     weights = np.split(found.coef_[0], np.cumsum([n_users, n_items, users.shape[1]]))
     return Logistic(
         items=float(found.intercept_[0]) + weights[1] + items @ weights[3],

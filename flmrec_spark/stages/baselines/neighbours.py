@@ -69,37 +69,37 @@ def _of_neighbours(scores: Floats) -> Floats | None:
     return scores if scores.any() else None
 
 
-def item_knn(world: World) -> ItemKnn:
+def item_knn(world: World, *, neighbours: int = NEIGHBOURS, shrinkage: float = COSINE_SHRINKAGE) -> ItemKnn:
     likes = world.likes.tocsc()
     norm = np.sqrt(np.asarray(likes.sum(axis=0)).ravel())
     n = len(world.item_ids)
     step = max(1, _BLOCK_CELLS // max(1, n))
-    nearest = [_nearest(likes, norm, start, min(start + step, n)) for start in range(0, n, step)]
+    nearest = [_nearest(likes, norm, start, min(start + step, n), neighbours, shrinkage) for start in range(0, n, step)]
     return ItemKnn(sparse.vstack(nearest).T.tocsr())
 
 
-def _nearest(likes: Any, norm: Floats, start: int, stop: int) -> Any:
+def _nearest(likes: Any, norm: Floats, start: int, stop: int, neighbours: int, shrinkage: float) -> Any:
     """Rows start..stop of the similarities, each with its nearest alone, equal ones by place: CSR (stop - start, N)."""
     together = (likes[:, start:stop].T @ likes).tocoo()
     rows, columns = together.row, together.col
-    similar = together.data / (norm[start + rows] * norm[columns] + COSINE_SHRINKAGE)
+    similar = together.data / (norm[start + rows] * norm[columns] + shrinkage)
     other = rows + start != columns
     rows, columns, similar = rows[other], columns[other], similar[other]
     order = np.lexsort((columns, -similar, rows))
     rows, columns, similar = rows[order], columns[order], similar[order]
     firsts = np.searchsorted(rows, np.arange(stop - start))
-    is_near = np.arange(len(rows)) - firsts[rows] < NEIGHBOURS
+    is_near = np.arange(len(rows)) - firsts[rows] < neighbours
     shape = (stop - start, len(norm))
     return sparse.csr_matrix((similar[is_near], (rows[is_near], columns[is_near])), shape=shape)
 
 
-def ease(world: World) -> Ease:
+def ease(world: World, *, ridge: float = RIDGE) -> Ease:
     """Raises InputError above EASE_MAX_ITEMS items."""
     n = len(world.item_ids)
     if n > EASE_MAX_ITEMS:
         raise InputError(f"ease: got {n:,} items, expected at most {EASE_MAX_ITEMS:,}; item_knn has no such limit")
     gram = (world.likes.T @ world.likes).toarray()
-    gram[np.diag_indices(n)] += RIDGE
+    gram[np.diag_indices(n)] += ridge
     inverse = linalg.inv(gram, overwrite_a=True, check_finite=False, assume_a="pos")
     weights = inverse / -np.diag(inverse)
     weights[np.diag_indices(n)] = 0.0

@@ -17,7 +17,7 @@ from flmrec_spark.config import TablesConfig
 from flmrec_spark.stages import models
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Tables
-from tests.jobs.evaluate.world import EVALUATE, INTERACTIONS, JOB, SCORES, fake_scores, fake_ship
+from tests.jobs.evaluate.world import EVALUATE, INTERACTIONS, JOB, SCORES, fake_both, fake_scores, fake_ship
 from tests.world import MEANS
 
 
@@ -30,7 +30,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], int]:
     monkeypatch.setitem(sys.modules, spec.name, job)  # its dataclass looks itself up
     spec.loader.exec_module(job)
     monkeypatch.setattr(job, "ship", fake_ship)
-    monkeypatch.setattr(models, "scores", fake_scores)
+    monkeypatch.setattr(models, "lists_of_both", fake_both)
     monkeypatch.setattr(job, "scores", fake_scores)
     return job.main  # type: ignore[no-any-return]
 
@@ -60,6 +60,7 @@ def config(tmp_path: Path, tables: Tables) -> Path:
         "prepare": {"interactions": {"table": "none"}},
         "model": {"path": "none"},
         "checkpoint": "none",
+        "score": {"partitions": 2},
         "evaluate": {**EVALUATE, "baselines": MEANS, "hybrid": False},
     }
     path.write_text(yaml.safe_dump(values), encoding="utf-8")

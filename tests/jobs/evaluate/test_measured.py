@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from flmrec_spark.sections import CHEAP
 from flmrec_spark.tables.delta import Tables
-from tests.jobs.evaluate.world import SCORES
+from tests.jobs.evaluate.world import SCORES, SHARED
 from tests.report.pages import parsed
 
 
@@ -70,7 +70,7 @@ def test_the_report_is_the_same_when_the_run_is_done_already(
 def test_a_named_run_with_other_settings_is_refused(
     main: Callable[[Sequence[str]], int], config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    named = ["--config", str(config), "evaluate.bootstrap=0", "--run-id", "it's mine"]
+    named = ["--config", str(config), *SHARED]
     assert main(named) == 0
     assert main([*named, "evaluate.k=[1]"]) == 7
     assert "run it's mine: it has measured other inputs or settings" in capsys.readouterr().err

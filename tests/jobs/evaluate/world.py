@@ -31,6 +31,8 @@ SCORES = {
     "o'new": {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1, "e": 0.9},
 }
 EVALUATE = {"split": "test", "k": [2, 1, 2], "max_users": 10, "bootstrap": 20, "seed": 1, "against": "popularity"}
+# A run that several tests ask for: whichever is first measures, the others find it done.
+SHARED = ("evaluate.bootstrap=0", "--run-id", "it's mine")
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,22 @@ def fake_scores(users: DataFrame, shipped: FakeShipped, *, n: int) -> DataFrame:
         .where(F.col("rank") <= n)
         .select("user_id", "rank", "item_id", "score", F.col("score").alias("probability"))
     )
+
+
+def fake_both(
+    users: DataFrame,
+    shipped: FakeShipped,
+    packed: object,
+    stacker: object,
+    *,
+    n: int,
+    diverse: object = None,
+    rating: object = None,
+) -> DataFrame:
+    """`hybrid.lists_of_both` of `fake_scores` alone."""
+    assert stacker is rating is diverse is None
+    lists = fake_scores(users, shipped, n=n).withColumn("is_held", F.lit(False))
+    nothing = F.array().cast("array<string>")
+    asked = users.withColumn("candidates", F.coalesce("held", nothing)).withColumn("excluded", nothing)
+    held = fake_scores(asked, shipped, n=len(SCORES["ann"])).withColumn("is_held", F.lit(True))
+    return lists.union(held).withColumn("model", F.lit("flm"))
