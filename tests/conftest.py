@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from flmrec_spark.config import TablesConfig
 from flmrec_spark.job import session
 from flmrec_spark.tables.delta import Tables
-from tests.light import LIGHT, flags
+from tests.light import LIGHT, LONG, flags
 
 _DATABASES = itertools.count(1)
 
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that a job makes for itself, but light, with an embedded catalog in a temporary folder."""
-    few = " ".join(flags(LIGHT))
+    few = " ".join(flags(LIGHT | LONG))
     os.environ.setdefault("PYSPARK_SUBMIT_ARGS", f"{few} pyspark-shell")
     catalog = tmp_path_factory.mktemp("catalog") / "metastore"
     started = session(TablesConfig(root=None, metastore=str(catalog)), app_name="flmrec tests")

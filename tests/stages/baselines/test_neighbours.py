@@ -19,13 +19,12 @@ from tests.small_world import random_world, user_of, world_of
 
 @pytest.mark.parametrize("block", [1, 50, 10**6])
 def test_item_knn_without_shrinkage_is_the_sum_of_cosines(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(neighbours, "COSINE_SHRINKAGE", 1e-12)
     monkeypatch.setattr(neighbours, "_BLOCK_CELLS", block)
     world = random_world(1)
     likes = world.likes.toarray()
     cosines = cosine_similarity(likes.T)
     np.fill_diagonal(cosines, 0.0)
-    fitted = neighbours.item_knn(world)
+    fitted = neighbours.item_knn(world, shrinkage=1e-12)
     for user in ("u000", "u007", "u029"):
         found = fitted.scores(user_of(world, user))
         assert found == pytest.approx(likes[world.user_ids.index(user)] @ cosines)
@@ -39,10 +38,9 @@ def test_item_knn_shrinks_by_hand_and_an_untouched_item_gets_nothing() -> None:
     assert found == pytest.approx([0, a_b, a_c, 0, 0, 0])
 
 
-def test_item_knn_keeps_the_nearest_of_each_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "NEIGHBOURS", 2)
+def test_item_knn_keeps_the_nearest_of_each_item() -> None:
     world = random_world(2)
-    fitted = neighbours.item_knn(world)
+    fitted = neighbours.item_knn(world, neighbours=2)
     likes = world.likes.toarray()
     norm = np.linalg.norm(likes, axis=0)
     similar = likes.T @ likes / (np.outer(norm, norm) + neighbours.COSINE_SHRINKAGE)
@@ -57,14 +55,14 @@ def test_item_knn_keeps_the_nearest_of_each_item(monkeypatch: pytest.MonkeyPatch
 def test_ease_is_a_ridge_regression_of_each_item_on_the_others() -> None:
     world = random_world(3)
     likes = world.likes.toarray()
-    weights = neighbours.ease(world).weights
+    weights = neighbours.ease(world, ridge=50.0).weights
     assert np.diag(weights) == pytest.approx(0.0)
     for item in range(likes.shape[1]):
         others = np.delete(np.arange(likes.shape[1]), item)
-        ridge = Ridge(alpha=neighbours.RIDGE, fit_intercept=False).fit(likes[:, others], likes[:, item])
+        ridge = Ridge(alpha=50.0, fit_intercept=False).fit(likes[:, others], likes[:, item])
         assert weights[others, item] == pytest.approx(ridge.coef_, abs=1e-6)
     own = user_of(world, "u004")
-    found = neighbours.ease(world).scores(own)
+    found = neighbours.ease(world, ridge=50.0).scores(own)
     assert found == pytest.approx(likes[4] @ weights, abs=1e-6)
     assert found is not None and found[-1] == 0.0  # nobody touched it
 
