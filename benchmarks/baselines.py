@@ -41,7 +41,7 @@ SETTINGS: Mapping[str, Mapping[str, Sequence[float]]] = {
     "ease": {"ridge": (25.0, 50.0, 100.0, 200.0, 400.0, 800.0, 1600.0)},
     "item_knn": {"neighbours": (20, 50, 100, 200, 400), "shrinkage": (0.0, 20.0, 100.0)},
     "als": {
-        "rank": (16, 32, 64),
+        "rank": (32, 64),
         "iterations": (5, 9),
         "regularisation": (0.03, 0.1, 0.3),
         "confidence": (1.0, 4.0, 16.0),
