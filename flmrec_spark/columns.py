@@ -19,7 +19,7 @@ TARGETS = "targets"  # array of (item_id, is_liked, value)
 HISTORY_LENGTH = "history_length"
 CANDIDATES = "candidates"
 EXCLUDED = "excluded"
-HELD = "held"  # array of item ids that a user is asked about beside their list, seen or not
+HELD = "user:held"  # array of item ids that a user is asked about beside their list, seen or not; no attribute's name
 
 SCORE = "score"
 PROBABILITY = "probability"

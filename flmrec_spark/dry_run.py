@@ -49,7 +49,7 @@ class Tried:
     rows_per_user: float
     bytes_per_row: float  # as Parquet
     stage_s: float  # of a score stage, beside the scoring
-    user_s: float = 0.0  # of one slot, for one of them
+    user_s: float  # of one slot, for one of them
 
     def seconds(self, work: partitions.Work, slots: int) -> float:
         """To score all users on so many slots."""

@@ -16,8 +16,7 @@ LIGHT = {
 }
 
 
-# A session lives for half an hour: in the gigabyte that is Spark's default, marking what lives there took an eighth of
-# the JVM's time.
+# The tests' own session lives as long as they run, and fills the gigabyte that is Spark's default.
 LONG = {"spark.driver.memory": "2g", "spark.driver.extraJavaOptions": "-XX:+UseSerialGC"}
 
 

@@ -46,17 +46,12 @@ def features(users: DataFrame, shipped: Shipped, packed: Packed, *, head: int | 
     def rows(user: User, answer: Answer, worker: Any, pack: Pack) -> Iterator[pa.RecordBatch]:
         if answer.said is not None:
             found, places = _features(user, worker, answer, pack), _places(worker, answer)
-            kept = (
-                np.arange(len(found))
-                if answer.asked is None or answer.allowed is None
-                else np.flatnonzero(answer.allowed)
-            )
+            kept = slice(None) if answer.asked is None or answer.allowed is None else answer.allowed
             if head is not None:
                 kept = _heads(found, head, answer.allowed)
             yield _rows_of(user, worker, places[kept], found[kept], is_held=False)
-            if user.held is not None:
-                own = _held(user, worker, answer)
-                yield _rows_of(user, worker, places[own], found[own], is_held=True)
+            if answer.held is not None:
+                yield _rows_of(user, worker, places[answer.held], found[answer.held], is_held=True)
 
     return _mapped(
         users,
@@ -115,15 +110,14 @@ def lists_of_both(
                 pick = of_worker(diverse.config, worker)
                 top = None if own is None else answer.best(own, diverse.n, pick)
                 yield _named(diversified(name), scores.list_rows(user, worker, answer, top))
-        if said is None or user.held is None:
+        if said is None or answer.held is None:
             return
-        asked = _held(user, worker, answer)
-        rated = {FLM: said.probability[asked]}
+        rated = {FLM: said.probability[answer.held]}
         if rating is not None and found is not None:
-            rated[HYBRID] = rating.probability(found[asked])
-        places = asked if answer.asked is None else answer.asked[asked]
+            rated[HYBRID] = rating.probability(found[answer.held])
+        places = answer.held if answer.asked is None else answer.asked[answer.held]
         for name, own in rated.items():
-            top = scores.Best(places, own, said.probability[asked])
+            top = scores.Best(places, own, rated[FLM])
             yield _named(name, scores.list_rows(user, worker, answer, top), is_held=True)
 
     return _mapped(users, shipped, packed, rows, f"{lists.OUTPUT}, {IS_HELD} boolean")
@@ -132,13 +126,6 @@ def lists_of_both(
 def _named(model: str, found: pa.RecordBatch, *, is_held: bool = False) -> pa.RecordBatch:
     named = found.add_column(0, MODEL, pa.array([model] * found.num_rows, pa.string()))
     return named.append_column(IS_HELD, pa.array([is_held] * found.num_rows, pa.bool_()))
-
-
-def _held(user: User, worker: Any, answer: Answer) -> Any:
-    """Places in the answer's values of the items that the user is asked about beside their list."""
-    rows = worker.row_of_place[user.held]
-    rows = np.unique(rows[rows >= 0])
-    return rows if answer.asked is None else np.flatnonzero(np.isin(answer.asked, rows))
 
 
 def _mapped(users: DataFrame, shipped: Shipped, packed: Packed | None, rows: _Rows, output: str) -> DataFrame:

@@ -154,6 +154,7 @@ class Answer:
     reason: str | None = None
     asked: Any = None  # the scorer's rows that `said` belongs to; None for all
     allowed: Any = None  # bool, of the same rows: may stand in the list; None for all of `asked`
+    held: Any = None  # places in `said` of the items that are asked about beside the list, ascending; None for none
     said: Any = None  # judge.Said
 
     def best(self, values: Any, n: int, reranker: Reranker = PLAIN) -> Best:
@@ -203,19 +204,19 @@ def _asked(user: User, worker: Any) -> tuple[Answer, Any, Any]:
     if segment is None:
         return Answer(has_history, 0, TOO_LONG_USER), None, None
     excluded = np.unique(_known(worker.row_of_place[user.excluded]))
-    held = np.zeros(0, dtype=np.int64) if user.held is None else _known(worker.row_of_place[user.held])
+    held = None if user.held is None else np.unique(_known(worker.row_of_place[user.held]))
     asked, allowed, n_left = None, None, len(worker.catalogue.listed) - len(excluded)
     if user.candidates is not None:
         asked = np.setdiff1d(_known(worker.row_of_place[user.candidates]), excluded)
         n_left = len(asked)
-        if len(held):
+        if held is not None:
             own, asked = asked, np.union1d(asked, held)
-            allowed = np.isin(asked, own)
-    if n_left == 0 and not len(held):
+            allowed, held = np.isin(asked, own), np.searchsorted(asked, held)
+    if n_left == 0 and (held is None or not len(held)):
         return Answer(has_history, segment.n_cut, NO_CANDIDATES), None, None
     taste = worker.judge.taste(user.history, user.is_liked, user.values, segment.profile)
     question = Asked(segment.ids, user.user_id, taste, asked)
-    return Answer(has_history, segment.n_cut, asked=asked, allowed=allowed), question, excluded
+    return Answer(has_history, segment.n_cut, asked=asked, allowed=allowed, held=held), question, excluded
 
 
 def list_rows(user: User, worker: Any, answer: Answer, top: Best | None) -> pa.RecordBatch:

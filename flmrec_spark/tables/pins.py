@@ -8,6 +8,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from flmrec_spark.config import Source
+from flmrec_spark.tables import history
 
 VERSION = "versionAsOf"
 _OWN = {VERSION.lower(), "timestampasof"}
@@ -25,7 +26,7 @@ def pinned(spark: SparkSession, source: Source) -> tuple[Source, str]:
             table = DeltaTable.forPath(spark, source.path)
         else:
             table = DeltaTable.forName(spark, source.place)
-        version = int(table.history(1).collect()[0]["version"])
+        version = history.state(table).version
     except (PySparkException, Py4JJavaError):  # whoever reads it says why
         return source, source.place
     options = {**source.options, VERSION: version}

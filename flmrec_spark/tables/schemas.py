@@ -70,10 +70,6 @@ class TableSchema:
         )
 
 
-NAMES = (
-    *("interactions", "items", "users", "examples", "rejects"),
-    *("top_n", "recommendations", "evaluation", "runs"),
-)
 INTERACTIONS = TableSchema(
     "interactions",
     "One row per accepted interaction",
@@ -238,3 +234,6 @@ RUNS = TableSchema(
 )
 
 ALL = (INTERACTIONS, EXAMPLES, REJECTS, TOP_N, RECOMMENDATIONS, EVALUATION, RUNS)
+
+_ALL = (INTERACTIONS, items({}), users({}), EXAMPLES, REJECTS, TOP_N, RECOMMENDATIONS, EVALUATION, RUNS)
+NAMES = tuple(schema.name for schema in _ALL)

@@ -95,7 +95,7 @@ def test_the_expected_time_is_the_work_over_the_rate_that_was_tried(
 ) -> None:
     found = []
     for rate in (1e5, 1e6):
-        tried = dry_run.Tried(flops_per_s=rate, rows_per_user=3.0, bytes_per_row=20.0, stage_s=0.1)
+        tried = dry_run.Tried(flops_per_s=rate, rows_per_user=3.0, bytes_per_row=20.0, stage_s=0.1, user_s=0.2)
         monkeypatch.setattr(dry_run, "_try", lambda *given, tried=tried, **named: tried)
         assert run(world, "--dry-run") == 0
         found.append(last_line(capsys)["seconds"]["score"])

@@ -124,6 +124,7 @@ def test_items_beside_the_list_are_asked_about_in_the_same_pass(
         [(user, item) for user, own in asked.items() for item in own], "user_id string, item_id string"
     )
     everything = F.array(*map(F.lit, ITEMS))
+    prompts = prompts.withColumn("held", F.lit("x"))  # an attribute may have any plain name
     full = prompts.withColumn("excluded", F.when(F.col("user_id") == USERS[2], everything).otherwise(F.col("excluded")))
     beside = evaluation.beside_lists(full, held)
 

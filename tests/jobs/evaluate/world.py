@@ -9,6 +9,8 @@ from typing import ClassVar
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
+from flmrec_spark import columns as c
+
 JOB = Path(__file__).parents[3] / "jobs" / "evaluate.py"
 INTERACTIONS = [
     ("ann", "a", 1, True, "train"),
@@ -89,6 +91,6 @@ def fake_both(
     assert stacker is rating is diverse is None
     lists = fake_scores(users, shipped, n=n).withColumn("is_held", F.lit(False))
     nothing = F.array().cast("array<string>")
-    asked = users.withColumn("candidates", F.coalesce("held", nothing)).withColumn("excluded", nothing)
+    asked = users.withColumn("candidates", F.coalesce(c.HELD, nothing)).withColumn("excluded", nothing)
     held = fake_scores(asked, shipped, n=len(SCORES["ann"])).withColumn("is_held", F.lit(True))
     return lists.union(held).withColumn("model", F.lit("flm"))
