@@ -189,10 +189,7 @@ def _described(fault: ValidationError) -> Iterator[str]:
 def _describe(error: Any, location: Sequence[str]) -> str:
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], [key.rsplit(".", 1)[-1] for key in known_keys()], n=1)
-        full = [key for key in known_keys() if near and key.rsplit(".", 1)[-1] == near[0]]
-        hint = f", did you mean {_closest_path(name, full)}?" if full else ""
-        return f"{name}: unknown key{hint}"
+        return f"{name}: unknown key{_hint(name)}"
     if error["type"] == "missing":
         return f"{name}: missing, expected a value"
     if error["type"] == "model_type":
@@ -200,6 +197,19 @@ def _describe(error: Any, location: Sequence[str]) -> str:
     if error["type"] == "value_error":
         return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     return f"{name}: got {error['input']!r}, expected {error['msg'].removeprefix('Input should be ')}"
+
+
+def _hint(name: str) -> str:
+    """The nearest key of the section, or one of that very name elsewhere but for a letter or two, or what there is."""
+    section, _, own = name.rpartition(".")
+    siblings = [key.removeprefix(f"{section}.") for key in known_keys() if key.rpartition(".")[0] == section]
+    if near := difflib.get_close_matches(own, siblings, n=1):
+        return f", did you mean {f'{section}.' if section else ''}{near[0]}?"
+    if near := difflib.get_close_matches(own, [key.rpartition(".")[2] for key in known_keys()], n=1, cutoff=0.8):
+        return (
+            f", did you mean {_closest_path(name, [key for key in known_keys() if key.rpartition('.')[2] == near[0]])}?"
+        )
+    return f", known: {', '.join(siblings)}" if siblings else ""
 
 
 def _closest_path(name: str, candidates: Sequence[str]) -> str:

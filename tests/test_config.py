@@ -101,6 +101,7 @@ def test_every_fault_of_file_and_overrides_is_told_at_once(tmp_path: Path) -> No
         ("prepare.rating_range=[5, 1]", "prepare: rating_range: got [5.0, 1.0], expected [lowest, highest]"),
         ("prepare.rating_range=[.nan, 1]", "prepare: rating_range: got [nan, 1.0], expected [lowest, highest]"),
         ("finetune.learning_rate=.inf", "finetune.learning_rate: got inf, expected a finite number"),
+        ("score.topn=5", "score.topn: unknown key, known: strategy, n, depth, "),
         ("tune.space.finetune.learning_rat=5", "tune.space.finetune.learning_rat: got 5, expected"),
         ("prepare.event_values={buy: 1}", "prepare.liked_at_least: got null, expected a worth"),
         ("prepare.event_values={yes: 1}", "got the event true, expected names: put yes, no, true, 1.50 and"),
