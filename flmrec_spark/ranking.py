@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flmrec_spark import metrics
 
-LISTS = 2  # raised where a release makes other lists of the same inputs, so that no run takes older ones for its own
+LISTS = 3  # raised where a release makes other lists of the same inputs, so that no run takes older ones for its own
 
 
 def best(scores: npt.NDArray[np.float64], n: int, *, allowed: Any = None) -> npt.NDArray[np.intp]:

@@ -45,6 +45,7 @@ from flmrec_spark.stages.models import Models, answered, listed, said
 from flmrec_spark.stages.scores import Shipped, scores
 from flmrec_spark.strategies import depends_on
 from flmrec_spark.tables import schemas
+from flmrec_spark.tables.history import State
 
 REPORT_LIST = 10  # items of a list that the page shows
 
@@ -59,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(job: Job) -> None:
     config = job.config.evaluate
-    for name in stored.INPUTS:
-        job.inputs[name] = str(job.tables.version(name))
+    states = [job.tables.state(name) for name in stored.INPUTS]
+    job.inputs |= {name: str(state.version) for name, state in zip(stored.INPUTS, states, strict=True)}
     for schema in (schemas.EVALUATION, schemas.RUNS):
         job.tables.expect_room(schema)
     if job.files["report"] is not None:
@@ -72,7 +73,7 @@ def evaluate(job: Job) -> None:
     job.inputs["checkpoint"] = shipped.digest
     job.counts["items_rejected"] = len(shipped.rejected)
     diverse = diverse_lists(job)
-    measured = _measured_now_or_before(job, shipped, diverse)
+    measured = _measured_now_or_before(job, shipped, diverse, states)
     known = {row.model for row in measured}
     names = [name for name in (FLM, *config.baselines, HYBRID) if name in known]  # the hybrid may have been left out
     chosen = {diversified(name): name for name in names if diversified(name) in known}
@@ -84,7 +85,9 @@ def evaluate(job: Job) -> None:
             _publish(job, shipped, result, job.files["report"])
 
 
-def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None) -> list[Measurement]:
+def _measured_now_or_before(
+    job: Job, shipped: Shipped, diverse: Diverse | None, states: Sequence[State]
+) -> list[Measurement]:
     """The measurements, read back when a run of this id has made them, be it that it ended before its page was there.
 
     Its counts and versions are the job's then.
@@ -93,7 +96,7 @@ def _measured_now_or_before(job: Job, shipped: Shipped, diverse: Diverse | None)
     compares = diverse is not None and lists.strategy in config.baselines
     made_by = depends_on(config.baselines, tools=tools(job), compares_texts=compares)
     made_of = stored.fingerprint(
-        job.tables,
+        states,
         config,
         checkpoint=shipped.digest,
         precision=lists.precision,

@@ -96,6 +96,8 @@ def named_points(points: Sequence[tuple[str, float, float]], *, label: str, x_na
     places = [(powers(math.log10(x)), up(y)) for _, x, y in ordered]
     tens = range(math.ceil(powers.low), math.floor(powers.high) + 1)
     marks = [(powers(power), short(10.0**power)) for power in tens]
+    if not marks:  # all within one decade
+        marks = [(powers(math.log10(x)), short(float(f"{x:.2g}"))) for _, x, _ in (ordered[0], ordered[-1])]
     _axes(canvas, powers, up, x_name=x_name, y_name=y_name, marks=marks)
     canvas.path(places, f"line {OURS}")
     for (name, rate, quality), (x, y) in zip(ordered, places, strict=True):

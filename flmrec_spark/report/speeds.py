@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from flmrec_spark import columns as c
 from flmrec_spark.report.stored import INPUTS
+from flmrec_spark.stages.hybrid import FLM
 from flmrec_spark.stages.segments import ALL
 
 QUALITY = "uauc"
@@ -51,7 +52,7 @@ def speeds(
     Args:
       runs: finished runs of the jobs score and evaluate, oldest first, as in the table.
       qualities: run_id of an evaluation -> its QUALITY.
-      inputs: versions of the tables; evaluations of other ones are not comparable.
+      inputs: versions of the tables; runs on other ones are not comparable.
     """
     rates: dict[str, float] = {}
     for run in runs:
@@ -60,13 +61,14 @@ def speeds(
             run["counts"].get("pairs"),
             run["inputs"].get("checkpoint"),
         )
-        if run["job"] == "score" and checkpoint and seconds and pairs:  # none: its lists were scored by a run before it
+        # Without seconds or pairs its lists were scored by a run before it; a hybrid's seconds are the baselines' too.
+        is_own = run["job"] == "score" and _section(run["config"], "score").get("strategy", FLM) == FLM
+        if is_own and _is_on(run, inputs) and checkpoint and seconds and pairs:
             rates[checkpoint] = max(rates.get(checkpoint, 0.0), pairs / seconds)
     found = {}
     for run in runs:
         checkpoint, quality = run["inputs"].get("checkpoint"), qualities.get(run[c.RUN_ID])
-        is_comparable = all(run["inputs"].get(name) == inputs.get(name) for name in INPUTS)
-        if run["job"] == "evaluate" and is_comparable and checkpoint in rates and quality is not None:
+        if run["job"] == "evaluate" and _is_on(run, inputs) and checkpoint in rates and quality is not None:
             name = (run.get("versions") or {}).get("join") or _join(run["config"])
             found[name] = Speed(name, rates[checkpoint], quality)
     return list(found.values()) if len(found) > 1 else []
@@ -74,6 +76,14 @@ def speeds(
 
 def _join(config: str) -> str:
     """Of a run whose record has no join: what its config says of a model that it may not have trained."""
-    model = (yaml.safe_load(config) or {}).get("model", {})
+    model = _section(config, "model")
     join, layer = model.get("join", "layer"), model.get("join_layer", "last")
     return f"layer {layer}" if join == "layer" else str(join)
+
+
+def _is_on(run: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    return all(run["inputs"].get(name) == inputs.get(name) for name in INPUTS)
+
+
+def _section(config: str, name: str) -> dict[str, Any]:
+    return (yaml.safe_load(config) or {}).get(name) or {}

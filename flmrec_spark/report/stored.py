@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from pyspark.sql import SparkSession
@@ -20,13 +20,14 @@ from flmrec_spark.stages.diversity import Diverse
 from flmrec_spark.stages.measurements import Measurement
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import Metadata, Tables, run_predicate
+from flmrec_spark.tables.history import State
 
 INPUTS = ("interactions", "items", "users")
 _FINGERPRINT, _COUNTS, _VERSIONS = "fingerprint", "counts", "versions"
 
 
 def fingerprint(
-    tables: Tables,
+    states: Iterable[State],
     evaluate: EvaluateConfig,
     *,
     checkpoint: str,
@@ -39,6 +40,7 @@ def fingerprint(
     """What the measurements depend on, 12 hex digits; also the names of all that is measured.
 
     Args:
+      states: of the tables of INPUTS, as they are measured.
       checkpoint: digest of the model's.
       exclude_seen: of lists.
       diverse: lists that are measured beside the plain ones.
@@ -49,7 +51,6 @@ def fingerprint(
     if diverse is not None:
         settings |= {"diversity": diverse.config.model_dump(), "n": diverse.n, "strategy": strategy}
     # A table that was removed and made anew counts its versions from 0 again, so its content speaks too.
-    states = [tables.state(name) for name in INPUTS]
     contents = [(state.of_rows, state.made.get("content")) for state in states]
     names = [*metrics.POINTWISE, *metrics.LIST_METRICS, *LIST_QUALITIES, *metrics.CALIBRATION]
     made_of = json.dumps([LISTS, checkpoint, contents, settings, names, *made_by], sort_keys=True)

@@ -107,6 +107,8 @@ def _read(column: Column, *, source: T.DataType, kind: T.DataType) -> Column:
     """The attribute in its type; null where it is not given or cannot be read. Arrays are joined by commas."""
     if isinstance(source, T.ArrayType):
         column = F.array_join(column.cast("array<string>"), ", ")
+    if isinstance(source, T.DateType):  # Spark has no cast of a date to a number
+        column = column.cast("string")
     if kind == LONG and isinstance(source, _FRACTION):
         return F.when(column == F.floor(column), column.try_cast("long"))
     if kind == LONG and isinstance(source, T.StringType):  # pandas writes a column of numbers with gaps as 1995.0

@@ -155,9 +155,15 @@ def _places(worker: Any, answer: Answer) -> Any:
 
 
 def _heads(found: Floats, n: int, allowed: Any) -> Any:
-    """Places of the n best of each column (R, M) that are allowed (bool (R,)), ascending; nan is below all else."""
+    """Places of the n best of each column (R, M) that are allowed (bool (R,)), ascending; nan is below all else.
+
+    A column that says the same of all has no best ones: they would be the first by id.
+    """
     values = np.where(np.isnan(found), -np.inf, found)
-    return np.unique(np.concatenate([ranking.best(column, n, allowed=allowed) for column in values.T]))
+    own = values if allowed is None else values[allowed]
+    tells = own.min(axis=0, initial=np.inf) < own.max(axis=0, initial=-np.inf)
+    columns = values.T[tells] if tells.any() else values.T[:1]
+    return np.unique(np.concatenate([ranking.best(column, n, allowed=allowed) for column in columns]))
 
 
 def _features(row: User, worker: Any, answer: Answer, pack: Pack) -> Floats:

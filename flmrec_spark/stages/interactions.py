@@ -13,6 +13,7 @@ refuses, unless the source has them in different splits.
 
 from __future__ import annotations
 
+import logging
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame
@@ -24,6 +25,8 @@ from flmrec_spark.config import PrepareConfig
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, REPEATED, among_accepted, content, first_reason, is_blank
 from flmrec_spark.tables.text_files import LOST, MALFORMED
+
+log = logging.getLogger("flmrec")
 
 _SPELLINGS = {
     "train": c.TRAIN,
@@ -54,6 +57,12 @@ def clean_interactions(frame: DataFrame, config: PrepareConfig, *, items: DataFr
       ConfigError: the config asks for what the source does not have: a worth of its events, or times.
     """
     _expect_usable(frame, config)
+    if c.SPLIT in frame.columns and config.split.by != "column":
+        log.warning(
+            "prepare.interactions: the column split is not used, as prepare.split.by is %s: with column the rows keep "
+            "it; columns: {split: null} says that it means something else",
+            config.split.by,
+        )
     tagged = _tagged(_parsed(frame, config), config)
     if items is not None:
         known = items.select(c.ITEM_ID, F.lit(True).alias(_KNOWN))
@@ -70,7 +79,7 @@ def _expect_usable(frame: DataFrame, config: PrepareConfig) -> None:
             "as the interactions have events and no ratings"
         )
     least = config.liked_at_least
-    if least is not None and least > 1.0 and c.RATING not in has and not config.event_values:
+    if least is not None and c.RATING not in has and not config.event_values:
         raise ConfigError(
             f"prepare.liked_at_least: got {least:g}, expected null, as the interactions have no {c.RATING} and no "
             f"{c.EVENT} with a worth, so that each is worth 1; or name their column in prepare.interactions.columns"

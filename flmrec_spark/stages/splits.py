@@ -6,7 +6,7 @@ all rows by time, rows at a cut going to the later split, so no train row is at 
 leave_last_out: a user's last row is test, the one before valid; users of fewer than three rows are all train.
 random: by a seeded hash of the row. cold_users, cold_items: by a seeded hash of the user or item, so that whoever or
 whatever is held out has no row in an earlier split. column: as the source says; where that has no valid row, the
-last valid_share of each user's train rows are, as fine-tuning stops and calibrates by some.
+last valid_share of each user's train rows are, but for the first, as fine-tuning stops and calibrates by some.
 
 By hash, a share is met on average: of a few dozen users or items none may be held out.
 """
@@ -73,7 +73,8 @@ def _with_valid(interactions: DataFrame, config: SplitConfig) -> DataFrame:
         "calibrate by; prepare.split.valid_share says how much",
         config.valid_share,
     )
-    is_early = _is_within(F.col(_PLACE), F.col(_ROWS), share=1 - _fraction(config.valid_share))
+    is_first = F.col(_PLACE) == 1  # what else would be learned of a user with one
+    is_early = is_first | _is_within(F.col(_PLACE), F.col(_ROWS), share=1 - _fraction(config.valid_share))
     split = F.when((F.col(c.SPLIT) != c.TRAIN) | is_early, F.col(c.SPLIT)).otherwise(c.VALID)
     return _numbered(interactions, c.USER_ID, c.SPLIT).withColumn(c.SPLIT, split).drop(_PLACE, _ROWS)
 

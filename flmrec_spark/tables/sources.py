@@ -23,6 +23,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import Source
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.prompts import ATTRIBUTES, PROFILE
+from flmrec_spark.tables import nested
 from flmrec_spark.tables.pins import VERSION
 from flmrec_spark.tables.spark_errors import spark_message
 from flmrec_spark.tables.text_files import MALFORMED, OPTIONS, by_place, read_text
@@ -117,7 +118,7 @@ def check_timestamp_format(spark: SparkSession, pattern: str) -> None:
 
 def _expect_known(source: Source, name: str, *, known: Sequence[str], with_attributes: bool) -> None:
     for ours in source.columns:
-        if ours not in known:
+        if ours not in known and not (with_attributes and source.columns[ours] is None):
             cure = f"; name it in {name}.attributes" if with_attributes else ""
             raise ConfigError(f"{name}.columns.{ours}: got no column of ours, expected one of {', '.join(known)}{cure}")
     if not with_attributes and (source.attributes or source.types):
@@ -131,6 +132,8 @@ def _opened(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
     """The source as it is, MALFORMED as its last column."""
     expected = "a catalog table" if source.path is None else f"a {source.format} file or folder"
     try:
+        if source.path is not None and source.format != "delta":
+            nested.expect_none(spark, source, name=name)
         if source.format in OPTIONS:
             return read_text(spark, source, name=name)
         reader = spark.read.options(**source.options)
@@ -185,7 +188,8 @@ def _standard(
 def _attributes(source: Source, name: str, *, theirs: dict[str, T.DataType], taken: set[str]) -> dict[str, str]:
     """Attribute -> column of the source."""
     if source.attributes is None:
-        further = [column for column in theirs if column not in taken]
+        alone = {ours for ours, column in source.columns.items() if column is None}
+        further = [column for column in theirs if column not in taken | alone]
         chosen = {column: column for column in further if _is_plain(column) and _is_attribute(theirs[column])}
         if len(chosen) < len(further):
             ignored = [column for column in further if column not in chosen]
@@ -202,7 +206,8 @@ def _attributes(source: Source, name: str, *, theirs: dict[str, T.DataType], tak
         if ours.lower() in RESERVED or not ours.isidentifier():
             raise ConfigError(
                 f"{name}.attributes: got {ours!r}, expected a plain name that is none of {_listed(sorted(RESERVED))}; "
-                f"map it in {name}.columns, or list the attributes that you want under names of your own"
+                f"map it in {name}.columns, leave it alone by {name}.columns: {{{ours}: null}}, or list the attributes "
+                "that you want under names of your own"
             )
         if column not in theirs:
             raise InputError(

@@ -56,9 +56,24 @@ def read_text(spark: SparkSession, source: Source, *, name: str) -> DataFrame:
         "columnNameOfCorruptRecord": MALFORMED,
         "enforceSchema": not is_named,
     }
+    if not is_named and options["header"] is True:
+        _expect_one_order(spark, source, options, name=name)
     found = _malformed_last(spark.read.options(**options).options(**forced).schema(schema).csv(source.place))
     _expect_text(found.limit(_LOOKED_AT), f"{name}: got bytes that are no {options['encoding']} text", source, name)
     return found
+
+
+def _expect_one_order(
+    spark: SparkSession, source: Source, options: Mapping[str, str | int | bool], *, name: str
+) -> None:
+    """Raises InputError where a file of the folder has the names of the first one's header in another order."""
+    lines = by_place(spark.read.options(**{**options, "header": False}).csv(source.place))
+    first = lines.first()
+    assert first is not None
+    cells = F.array(*[F.coalesce(F.col(column), F.lit("")) for column in lines.columns])
+    given = F.array(*[F.lit(cell or "") for cell in first])
+    if not lines.where((F.array_sort(cells) == F.array_sort(given)) & (cells != given)).isEmpty():
+        raise InputError(f"{name}: got files with other headers, expected the same in all of them; at {source.place}")
 
 
 def _twice(

@@ -36,6 +36,8 @@ RUNS = [
     run("evaluate", "e2", "fast", join="attention"),
     run("evaluate", "e3", "never scored", join_layer=3),
     run("evaluate", "e4", "fast", join_layer="last", inputs={"interactions": "1"}),
+    {**scored("s6", "slow", 0.1), "config": "score: {strategy: hybrid}"},  # its seconds are those of other models too
+    {**scored("s7", "slow", 0.1), "inputs": {**INPUTS, "items": "9", "checkpoint": "slow"}},  # another catalogue
 ]
 QUALITIES = {"e0": 0.5, "e1": 0.6, "e2": 0.59, "e3": 0.7, "e4": 0.9}
 

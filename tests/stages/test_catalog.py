@@ -100,3 +100,11 @@ def test_items_of_interactions_fit_the_table(spark: SparkSession) -> None:
     items = items_of(interactions)
     found = schemas.items(attribute_types(items)).select(items).collect()
     assert sorted(tuple(row) for row in found) == [("j", "j"), ("é 1", "é 1")]
+
+
+def test_a_date_that_is_asked_for_as_a_number_is_unreadable(spark: SparkSession) -> None:
+    frame = spark.sql("SELECT 'i' item_id, date '2020-01-02' released, CAST(NULL AS string) `row:malformed`")
+    for kind in ("int", "double", "boolean"):
+        source = Source(path="x", format="parquet", types={"released": kind})
+        (row,) = clean_items(frame, source, max_text_chars=100).collect()
+        assert row["row:refused"] == "unreadable released"

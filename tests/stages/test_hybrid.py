@@ -112,6 +112,17 @@ def test_heads_are_the_best_of_each_part_that_may_be_listed(
     assert all(np.array_equal(values, everything[pair]) for pair, values in found.items())
 
 
+def test_a_part_that_says_the_same_of_all_has_no_best_items() -> None:
+    own, nothing = np.array([0.1, 0.9, 0.2, 0.8, 0.3]), np.full(5, np.nan)
+    allowed = np.array([True, True, False, True, True])
+    found = np.column_stack([own, np.where(allowed, 0.4, 0.7), nothing])  # the second differs where none may be listed
+    assert hybrid._heads(found, 2, allowed).tolist() == [1, 3]
+    assert hybrid._heads(found, 2, None).tolist() == [0, 1, 2, 3]
+    assert hybrid._heads(found[:, 2:], 2, allowed).tolist() == [0, 1]  # nobody says anything: some there must be
+    some = np.where(own > 0.25, nothing, own)
+    assert hybrid._heads(np.column_stack([some, nothing]), 2, None).tolist() == [0, 2]
+
+
 def test_items_beside_the_list_are_asked_about_in_the_same_pass(
     spark: SparkSession, prompts: DataFrame, shipped: Shipped, packed: Packed
 ) -> None:

@@ -172,6 +172,20 @@ def test_a_threshold_with_nothing_to_compare_is_a_config_error(spark: SparkSessi
         )
 
 
+def test_a_threshold_of_one_with_nothing_to_compare_is_one_too(spark: SparkSession) -> None:
+    rows = given(spark, "user_id item_id label", [("u", "i", "0"), ("u", "j", "1")])
+    with pytest.raises(ConfigError, match=r"prepare.liked_at_least: got 1, expected null"):
+        clean_interactions(rows, config(liked_at_least=1.0), items=None)
+
+
+def test_a_column_split_that_is_not_used_is_told_of(spark: SparkSession, caplog: pytest.LogCaptureFixture) -> None:
+    rows = given(spark, "user_id item_id split", [("u", "i", "train"), ("u", "j", "test")])
+    for by, is_told in (("column", False), ("user_time", True)):
+        found = clean_interactions(rows, config(split={"by": by}), items=None)
+        assert {row.split for row in found.collect()} == ({None} if is_told else {"train", "test"})
+        assert ("the column split is not used, as prepare.split.by is user_time" in caplog.text) == is_told
+
+
 def test_events_without_worth_and_global_time_without_times_are_config_errors(spark: SparkSession) -> None:
     with pytest.raises(ConfigError, match=r"prepare.event_values: got none, expected what each event is worth"):
         clean_interactions(given(spark, "user_id item_id event", [("u", "i", "view")]), config(), items=None)

@@ -135,7 +135,7 @@ def test_a_column_without_valid_rows_has_the_last_of_each_users_train_rows(
     found = with_splits(given, config).collect()
     assert len(found) == len(rows)
     valid = sorted((row.user_id, row.moment) for row in found if row.split == c.VALID)
-    assert valid == [("u01", 1), ("u03", 3), ("u10", 10), ("u20", 10)]
+    assert valid == [("u03", 3), ("u10", 10), ("u20", 10)]  # the only row of u01 is left to learn from
     assert sum(row.split == c.TEST for row in found) == 10
     assert "prepare.split: no row is valid: the last 0.1 of each user's train rows are" in caplog.text
     unchanged = with_splits(given, SplitConfig(by="column", valid_share=0.0)).collect()

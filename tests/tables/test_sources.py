@@ -44,6 +44,54 @@ def test_a_csv_keeps_ids_as_given_and_bad_lines_as_malformed(spark: SparkSession
     assert [row[-1] for row in got[2:]] == ["short,i", "long,i,4,5", '"open,i,1']
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_a_folder_in_the_folder_is_not_passed_over(spark: SparkSession, tmp_path: Path, kind: str) -> None:
+    for folder in ("log/2017-11-25", "log/_work", "log/day=1"):
+        (tmp_path / folder).mkdir(parents=True)
+        if kind == "parquet":
+            pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"]}), tmp_path / folder / "a.parquet")
+        else:
+            sign = "," if kind == "csv" else "\t"
+            write(tmp_path / folder / "a", f"user_id{sign}item_id\nu{sign}i\n")
+    source = Source(path=str(tmp_path / "log"), format=kind)
+    with pytest.raises(
+        InputError, match=r"got the folder '2017-11-25' in .*/log, whose files would not be read"
+    ) as got:
+        rows(spark, source)
+    assert "prepare.interactions.options.recursiveFileLookup: true" in str(got.value)
+    whole = source.model_copy(update={"options": {"recursiveFileLookup": True}})
+    assert [row[:2] for row in rows(spark, whole)] == [("u", "i")] * 2  # Spark takes no folder that begins with _
+    (tmp_path / "log/2017-11-25/a").unlink(missing_ok=True)
+    (tmp_path / "log/2017-11-25/a.parquet").unlink(missing_ok=True)
+    (tmp_path / "log/2017-11-25").rmdir()
+    assert [row[:2] for row in rows(spark, source)] == [("u", "i")]
+    assert [row[:2] for row in rows(spark, source.model_copy(update={"path": str(tmp_path / "l*g/day=1")}))] == [
+        ("u", "i")
+    ]
+
+
+def test_columns_in_another_order_are_told_where_the_header_lacks_a_name(spark: SparkSession, tmp_path: Path) -> None:
+    write(tmp_path / "1.csv", ",user_id,item_id\n0,u,i\n")
+    source = Source(path=str(tmp_path), format="csv")
+    assert rows(spark, source)[0][:2] == ("u", "i")
+    write(tmp_path / "2.csv", ",item_id,user_id\n0,i,u\n")
+    with pytest.raises(InputError, match="got files with other headers, expected the same in all of them"):
+        rows(spark, source)
+
+
+def test_a_column_of_items_with_a_name_of_ours_is_left_alone_where_the_config_says_so(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.csv", "sku,name,brand,rating\n1,Tea,Ito,4.5\n")
+    source = Source(path=path, format="csv", columns={"item_id": "sku", "title": "name"})
+    with pytest.raises(ConfigError, match=r"leave it alone by prepare\.items\.columns: \{rating: null\}"):
+        items(spark, source)
+    alone = source.model_copy(update={"columns": {**source.columns, "rating": None}})
+    assert items(spark, alone).columns == ["item_id", "title", "brand", MALFORMED]
+    unmapped = Source(path=path, format="csv", columns={"item_id": "sku", "title": None, "rating": None})
+    assert items(spark, unmapped).columns == ["item_id", "name", "brand", MALFORMED]
+
+
 def test_a_bad_line_is_found_also_when_few_of_the_columns_are_wanted(spark: SparkSession, tmp_path: Path) -> None:
     text = "year,user_id,genre,item_id,more\n1,u,g,i,m\n1,u,g\n1,u,g,i,m,m\n"
     source = Source(path=write(tmp_path / "a.csv", text), format="csv")

@@ -93,10 +93,13 @@ def test_what_is_written_to_the_tables_meanwhile_is_for_the_next_evaluation(
         late.replace(schemas.INTERACTIONS, tables.read("interactions").where("split = 'train'"), {})
         return fake_ship(*given, **named)
 
-    monkeypatch.setitem(main.__globals__, "ship", ship)
-    assert main(["--config", str(config), f"tables.root={own.root}", f"tables.database={own.database}"]) == 0
+    asked = ["--config", str(config), f"tables.root={own.root}", f"tables.database={own.database}"]
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setitem(main.__globals__, "ship", ship)
+        assert main(asked) == 0
     runs = late.read("runs").collect()
     assert [(row.inputs["interactions"], row.counts["held_out_rows"]) for row in runs] == [("1", 8)]
+    assert main(asked) == 3  # the next one is not done already: of the new rows none is held out
 
 
 def test_measurements_that_somebody_deleted_are_made_again(
