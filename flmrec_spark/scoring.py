@@ -123,6 +123,17 @@ def progress(job: Job, made_of: str, *, is_named: bool) -> str:
     return NEW if is_unstaged(job) else STAGED
 
 
+def published_at(job: Job) -> int | None:
+    """The version since which the published lists are the same; None before the first."""
+    return job.tables.state("recommendations").of_rows if job.tables.exists("recommendations") else None
+
+
+def expect_published_at(job: Job, version: int | None) -> None:
+    """Raises ConflictError where lists were published since, maybe of newer data than this run's."""
+    if published_at(job) != version:
+        raise ConflictError("table recommendations: another run has published while this one scored; run again")
+
+
 def is_unstaged(job: Job) -> bool:
     """The run has no rows in `top_n`, or none any more by somebody's DELETE."""
     return not job.tables.exists("top_n") or job.tables.read("top_n").where(run_predicate(job.run_id)).isEmpty()

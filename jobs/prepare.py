@@ -135,7 +135,7 @@ def _expect_elsewhere(job: Job, name: str, source: Source) -> None:
         return
     own = Path(source.path).absolute()
     for table in schemas.NAMES:
-        place = Path(job.tables.place(table)).absolute()
+        place = Path(job.tables.place(table).removeprefix("file:")).absolute()
         if place == own or place in own.parents:
             raise ConfigError(
                 f"prepare.{name}.path: got {source.path}, where the table {table} has its place, expected another; "

@@ -57,6 +57,7 @@ def score(job: Job) -> None:
             job.tables.expect_room(schema)
         for name in scoring.INPUTS:
             job.tables.register(name)
+        found_lists = scoring.published_at(job)
         state = scoring.progress(job, made_of, is_named=is_named)
     if state == scoring.PUBLISHED and job.is_recorded():
         job.status = "already done"
@@ -74,6 +75,8 @@ def score(job: Job) -> None:
         metadata = {**job.metadata(), "fingerprint": made_of, "strategy": job.config.score.strategy}
         metadata |= {name: job.versions[name] for name in ("diversity",) if name in job.versions}
         shipped = found.shipped
+        if shipped is not None and shipped.bundle.broadcast is not None:  # a session that is not ours lives on
+            kept.callback(shipped.bundle.broadcast.destroy)
         refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
         counted = prompts, listed, refused_items
         if state == scoring.NEW:
@@ -91,6 +94,7 @@ def score(job: Job) -> None:
         publishing.judge(job, staged, refused_items)
         with job.timed("write", "publish"):
             if state != scoring.PUBLISHED:
+                scoring.expect_published_at(job, found_lists)
                 job.tables.replace(schemas.RECOMMENDATIONS, top_n.published(staged, n=job.config.score.n), metadata)
             _name_tables(job)
             if shipped is not None:

@@ -75,6 +75,9 @@ def catalog(items: pa.Table, segmenter: Segmenter) -> Catalog:
     return Catalog([row[c.ITEM_ID] for row in rows], rows, tokens, known)
 
 
+_ROWS_AT_ONCE = 1024  # as objects of Python, which take many times what Arrow holds
+
+
 def examples(
     prepared: Prepared,
     split: str,
@@ -100,7 +103,7 @@ def examples(
     place_of_item = {item: place for place, item in enumerate(items.item_ids)}
     prefixes, users, moments, is_new, sources, n_cut, n_refused = [], [], [], [], [], 0, 0
     rows: list[list[tuple[int, float]]] = []
-    for row in table.to_pylist():
+    for row in (row for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE) for row in batch.to_pylist()):
         history = [_interaction(entry, items, place_of_item) for entry in row[c.HISTORY]]
         profile = {key: value for key, value in profiles[row[c.USER_ID]].items() if key != c.USER_ID}
         segment = segmenter.user(profile, history)

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from flmrec_spark.config import Config
-from flmrec_spark.errors import ConflictError, EnvironmentFault
+from flmrec_spark.errors import ConflictError, EnvironmentFault, FlmrecError
 from flmrec_spark.lm import checkpoint, distributed, folders, manifest, resume
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import load_data
+from flmrec_spark.lm.memory import is_out_of_memory
 from flmrec_spark.lm.prepared import TABLES, Prepared, read_tables
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.prompts import load_template
@@ -58,7 +58,9 @@ def finetune(config: Config, *, force: bool = False, stop_after: int | None = No
 def _out_of_memory(config: Config) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as fault:
+    except (MemoryError, RuntimeError) as fault:
+        if isinstance(fault, FlmrecError) or not is_out_of_memory(fault):
+            raise
         raise EnvironmentFault(
             f"finetune: out of memory with finetune.examples_per_step = {config.finetune.examples_per_step} in "
             f"{config.finetune.accumulate_steps} parts, expected room; more finetune.accumulate_steps take less: "

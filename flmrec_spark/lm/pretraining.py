@@ -27,10 +27,11 @@ from transformers.utils import logging as hf_logging
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config, PretrainConfig
-from flmrec_spark.errors import CheckpointError, ConfigError, EnvironmentFault, InputError
+from flmrec_spark.errors import CheckpointError, ConfigError, EnvironmentFault, FlmrecError, InputError
 from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
 from flmrec_spark.lm.loading import check_template, load_segmenter
+from flmrec_spark.lm.memory import is_out_of_memory
 from flmrec_spark.lm.prepared import Prepared, expect_histories, read_tables
 from flmrec_spark.lm.segments import Segmenter
 from flmrec_spark.lm.token_block import TokenBlock
@@ -62,7 +63,9 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     try:
         with folders.held(target):
             return _pretrain_alone(config, target, source, force=force)
-    except torch.OutOfMemoryError as fault:
+    except (MemoryError, RuntimeError) as fault:
+        if isinstance(fault, FlmrecError) or not is_out_of_memory(fault):
+            raise
         raise EnvironmentFault(
             f"pretrain: out of memory with pretrain.texts_per_step = {config.pretrain.texts_per_step}, expected room; "
             f"fewer take less: {' '.join(str(fault).split())[:200]}"
@@ -102,7 +105,7 @@ def read_texts(prepared: Prepared, segmenter: Segmenter) -> TokenBlock:
     """Every distinct item prompt, and every distinct user prompt of the train split, as tokens."""
     items = dataset.catalog(prepared.tables["items"], segmenter)
     users = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
-    examples = dataset.examples(prepared, c.TRAIN, items, segmenter, width=None, user_ids=users)
+    examples = dataset.examples(prepared, c.TRAIN, items, segmenter, width=64, user_ids=users)
     known = [items.tokens.ids[row, : items.tokens.lengths[row]].tolist() for row in np.flatnonzero(items.is_known)]
     return segmenter.block(list(dict.fromkeys(map(tuple, [*known, *examples.prefixes]))))
 
@@ -180,9 +183,15 @@ def train(model: Any, texts: TokenBlock, tokenizer: Any, settings: PretrainConfi
         value = nn.functional.cross_entropy(logits.float(), asked[is_asked].to(device))
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        optimizer.step()
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
         losses.append(float(value.detach()))
+        if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
+            raise ConfigError(
+                f"pretrain: step {number + 1} of {len(steps)} had a loss of {losses[-1]} and a gradient of {norm}, "
+                f"expected numbers: the training has diverged; lower pretrain.learning_rate, which is "
+                f"{settings.learning_rate:g}, or see whether model.path holds numbers"
+            )
+        optimizer.step()
     if not losses:
         raise InputError(f"pretrain: got no token to guess in {len(texts):,} texts, expected some the tokenizer knows")
     log.info("pretrain: %d steps, loss %.4f -> %.4f", len(losses), losses[0], losses[-1])

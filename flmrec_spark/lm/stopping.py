@@ -39,10 +39,10 @@ class Stopping:
         return better
 
 
-def expect_finite(loss: float, *, step: str, rate: float) -> None:
-    """Raises ConfigError where the loss of a step is no number."""
-    if not math.isfinite(loss):
+def expect_finite(loss: float, gradient: float, *, step: str, rate: float) -> None:
+    """Raises ConfigError where the loss of a step, or the norm of its gradient, is no number."""
+    if not (math.isfinite(loss) and math.isfinite(gradient)):
         raise ConfigError(
-            f"finetune: step {step} had a loss of {loss}, expected a number: the training has diverged; "
-            f"lower finetune.learning_rate, which is {rate:g}"
+            f"finetune: step {step} had a loss of {loss} and a gradient of {gradient}, expected numbers: the training "
+            f"has diverged; lower finetune.learning_rate, which is {rate:g}"
         )

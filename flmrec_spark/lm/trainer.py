@@ -178,13 +178,13 @@ class Trainer:
         self.world.sum_gradients(everything)
         if self.adapter and (penalty := self.adapter.penalty()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(everything, settings.clip_norm)
+        norm = float(nn.utils.clip_grad_norm_(everything, settings.clip_norm))
+        self.losses.append(self.world.sum(total))
+        expect_finite(self.losses[-1], norm, step=f"{self.step + 1} of {self.n_steps}", rate=settings.learning_rate)
         self.optimizer.step()
         self.step += 1
         if self.adapter:
             self.adapter.after_step(self.step)
-        self.losses.append(self.world.sum(total))
-        expect_finite(self.losses[-1], step=f"{self.step} of {self.n_steps}", rate=settings.learning_rate)
         return self.losses[-1]
 
     def _backward(self, part: Step, whole: Step) -> float:

@@ -136,7 +136,8 @@ def validate(
     tops, liked_next, kept = [], [], list[tuple[Parts, Index, bool]]()
     is_kept = np.random.default_rng(_SEED).permutation(n_rows) < _CELLS // n_items
     targets_of = [data.targets[row][is_target[row]] for row in range(n_rows)]
-    has_lists = model.join != "full" or not asker.is_on_cpu  # a catalogue of stock pairs a user would take hours there
+    # A catalogue of stock pairs a user would take hours on a CPU, and on a GPU too where it is a large one.
+    has_lists = model.join != "full" or (not asker.is_on_cpu and n_rows * n_items <= _CELLS)
     for row, parts in enumerate(asker.each(data, None if has_lists else targets_of)):
         user, targets = int(data.users[row]), targets_of[row]
         if not has_lists:

@@ -47,7 +47,8 @@ class Tables:
         """Path of the table when there is a root, else its catalog name."""
         if self.config.root is None:
             return self._catalog_name(name)
-        return table_place(self.config.root, name)
+        place = table_place(self.config.root, name)
+        return f"file:{place}" if self.config.root.startswith("file:") else place  # on a cluster / is another system's
 
     def exists(self, name: str) -> bool:
         if self.config.root is None:
@@ -171,16 +172,20 @@ class Tables:
         found = self.spark.sql(f"SHOW TABLE EXTENDED IN {database} LIKE '{name}'").collect()
         if not found:
             return False
-        located = re.search(r"^Location: (?:file:/*(?=/))?(.*)$", str(found[0]["information"]), re.MULTILINE)
+        located = re.search(r"^Location: (.*)$", str(found[0]["information"]), re.MULTILINE)
         got, expected = located.group(1) if located else "a view", self.place(name)
-        # Spark writes such as hdfs://host:8020 before a place that has no scheme.
-        java: Any = self.spark.sparkContext._jsc
-        if got not in (expected, java.hadoopConfiguration().get("fs.defaultFS", "").rstrip("/") + expected):
+        if located is None or (got != expected and self._qualified(got) != self._qualified(expected)):
             raise ConflictError(
                 f"catalog: {self._catalog_name(name)} is {got}, expected {expected}; "
                 "set tables.database to a name of this configuration's own"
             )
         return True
+
+    def _qualified(self, place: str) -> str:
+        """As Hadoop writes it whole: /lake may be hdfs://host:8020/lake, and so may hdfs:///lake."""
+        context: Any = self.spark.sparkContext
+        path = context._jvm.org.apache.hadoop.fs.Path(place)
+        return str(path.getFileSystem(context._jsc.hadoopConfiguration()).makeQualified(path).toString())
 
     def _name(self, name: str) -> None:
         place = self.place(name).replace("\\", "\\\\").replace("'", "\\'")

@@ -41,6 +41,27 @@ def test_lists_that_somebody_put_back_or_deleted_are_published_again(
     assert rows(done, "recommendations") == tuesday
 
 
+def test_a_run_that_another_has_overtaken_publishes_nothing(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    real = score.publishing.judge
+
+    def overtaken(*given: Any) -> None:
+        real(*given)
+        monkeypatch.setattr(score.publishing, "judge", real)
+        assert run(done, "--run-id", "quick", "score.n=1") == 0
+
+    monkeypatch.setattr(score.publishing, "judge", overtaken)
+    assert run(done, "--run-id", "slow", "score.n=2") == 7
+    assert (
+        "table recommendations: another run has published while this one scored; run again" in capsys.readouterr().err
+    )
+    assert {row["run_id"] for row in rows(done, "recommendations")} == {"quick"}
+    monkeypatch.setattr(score, "scores", no_scoring)
+    assert run(done, "--run-id", "slow", "score.n=2") == 0  # now it is the later one
+    assert {row["run_id"] for row in rows(done, "recommendations")} == {"slow"}
+
+
 def test_a_commit_that_changes_no_row_of_an_input_makes_no_other_run(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

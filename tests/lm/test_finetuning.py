@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flmrec_spark import columns as c
-from flmrec_spark.errors import CheckpointError, ConfigError, InputError
+from flmrec_spark.errors import CheckpointError, ConfigError, EnvironmentFault, InputError
 from flmrec_spark.lm import checkpoint, factor_stage, resume, trainer
 from flmrec_spark.lm.families.loading import load_backbone
 from flmrec_spark.lm.finetuning import finetune
@@ -307,8 +307,36 @@ def test_what_does_not_fit_is_told_and_nothing_is_written(world, sections, error
 
 def test_a_training_that_diverges_says_so(world, monkeypatch):
     monkeypatch.setattr(Trainer, "_backward", lambda *_: float("nan"))
-    told = r"finetune: step 1 of \d+ had a loss of nan, expected a number: .* lower finetune.learning_rate, which is "
+    told = (
+        r"finetune: step 1 of \d+ had a loss of nan and a gradient of .*, expected numbers: .* lower finetune.learning_"
+    )
     with pytest.raises(ConfigError, match=told):
+        finetune(tiny_config(world))
+    assert_no_checkpoint(world)
+
+
+def test_a_gradient_that_is_no_number_is_told_before_it_spoils_the_weights(world, monkeypatch):
+    real = Trainer._backward
+
+    def spoilt(self, *given):
+        value = real(self, *given)
+        next(self.model.parameters()).grad[:] = float("inf")
+        return value
+
+    monkeypatch.setattr(Trainer, "_backward", spoilt)
+    with pytest.raises(ConfigError, match=r"finetune: step 1 of \d+ had a loss of \d.* and a gradient of inf"):
+        finetune(tiny_config(world))
+    assert_no_checkpoint(world)
+
+
+def test_too_little_memory_of_a_cpu_is_told_with_what_takes_less(world, monkeypatch):
+    def refused(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes")
+
+    monkeypatch.setattr(Trainer, "_backward", refused)
+    with pytest.raises(
+        EnvironmentFault, match=r"finetune: out of memory with finetune.examples_per_step = 8 in 1 parts"
+    ):
         finetune(tiny_config(world))
     assert_no_checkpoint(world)
 

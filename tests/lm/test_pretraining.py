@@ -152,14 +152,24 @@ def test_what_cannot_be_pretrained_is_told(world):
         pretrain(config(world))
 
 
-def test_too_little_memory_is_told_with_what_takes_less(world, monkeypatch):
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_too_little_memory_is_told_with_what_takes_less(world, monkeypatch, kind):
     def too_large(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+        raise kind("tried to allocate 9 GiB: can't allocate memory")  # as a CPU says it
 
     monkeypatch.setattr(pretraining, "train", too_large)
     told = r"pretrain: out of memory with pretrain.texts_per_step = \d+, expected room; fewer take less: tried to"
     with pytest.raises(EnvironmentFault, match=told):
         pretrain(config(world))
+    assert not (world / "pretrained").exists()
+
+
+def test_a_training_that_diverges_says_so_and_writes_nothing(world):
+    told = (
+        r"pretrain: step \d of \d+ had a loss of .*, expected numbers: .* lower pretrain.learning_rate, which is 1e\+30"
+    )
+    with pytest.raises(ConfigError, match=told):
+        pretrain(config(world, learning_rate=1e30))
     assert not (world / "pretrained").exists()
 
 

@@ -165,8 +165,9 @@ def test_a_root_of_any_shape_serves_by_path_and_by_name(spark: SparkSession, tab
 @pytest.mark.parametrize(
     ("root", "place"),
     [
-        ("file:///lake", "/lake/items"),
-        ("file:/lake/", "/lake/items"),
+        ("file:///lake", "file:/lake/items"),
+        ("file:/lake/", "file:/lake/items"),
+        ("hdfs:///lake", "hdfs:///lake/items"),
         ("/lake", "/lake/items"),
         ("s3a://bucket/lake/", "s3a://bucket/lake/items"),
         ("dbfs:/lake", "dbfs:/lake/items"),
@@ -176,8 +177,11 @@ def test_a_root_with_a_scheme_is_a_place_of_its_own(spark: SparkSession, root: s
     assert Tables(spark, TablesConfig(root=root)).place("items") == place
 
 
-def test_a_root_of_a_url_serves_by_path_and_by_name(spark: SparkSession, tables_config: TablesConfig) -> None:
-    tables = Tables(spark, TablesConfig(root=f"file://{tables_config.root}", database=tables_config.database))
+@pytest.mark.parametrize("scheme", ["file:", "file://"])
+def test_a_root_of_a_url_serves_by_path_and_by_name(
+    spark: SparkSession, tables_config: TablesConfig, scheme: str
+) -> None:
+    tables = Tables(spark, TablesConfig(root=f"{scheme}{tables_config.root}", database=tables_config.database))
     for run_id in ("one", "two"):
         tables.replace(RECOMMENDATIONS, lists(spark, TWO, run_id), {})
     assert spark.table(tables.reference("recommendations")).select("run_id").distinct().collect()[0][0] == "two"
