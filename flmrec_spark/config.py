@@ -202,13 +202,12 @@ def _describe(error: Any, location: Sequence[str]) -> str:
 def _hint(name: str) -> str:
     """The nearest key of the section, or one of that very name elsewhere but for a letter or two, or what there is."""
     section, _, own = name.rpartition(".")
-    siblings = [key.removeprefix(f"{section}.") for key in known_keys() if key.rpartition(".")[0] == section]
+    parts = [key.rpartition(".") for key in known_keys()]
+    siblings = [last for of, _, last in parts if of == section]
     if near := difflib.get_close_matches(own, siblings, n=1):
         return f", did you mean {f'{section}.' if section else ''}{near[0]}?"
-    if near := difflib.get_close_matches(own, [key.rpartition(".")[2] for key in known_keys()], n=1, cutoff=0.8):
-        return (
-            f", did you mean {_closest_path(name, [key for key in known_keys() if key.rpartition('.')[2] == near[0]])}?"
-        )
+    if near := difflib.get_close_matches(own, [last for *_, last in parts], n=1, cutoff=0.8):
+        return f", did you mean {_closest_path(name, [''.join(part) for part in parts if part[2] == near[0]])}?"
     return f", known: {', '.join(siblings)}" if siblings else ""
 
 

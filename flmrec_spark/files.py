@@ -15,10 +15,19 @@ _SCHEME = re.compile("[a-zA-Z][a-zA-Z0-9+.-]*:")
 
 
 def table_place(root: str, name: str) -> str:
-    """A table's folder below a root: absolute, without links and without file:, or of any other scheme as it is."""
-    root = re.sub("^file:/*(?=/)", "", root)
-    place = root if _SCHEME.match(root) else str(Path(root).resolve())
+    """A table's folder below a root: absolute and without links, behind file: where the root is, or as it is given.
+
+    The scheme is kept: where another file system is Spark's default, a path without one is a place on that.
+    """
+    scheme = "file:" if root.startswith("file:") else ""
+    root = local(root)
+    place = root if _SCHEME.match(root) else scheme + str(Path(root).resolve())
     return f"{place.rstrip('/')}/{name}"
+
+
+def local(place: str) -> str:
+    """The path of a place behind file:, for those who read without Spark; any other place as it is."""
+    return re.sub("^file:/*(?=/)", "", place)
 
 
 def expect_room(path: Path, *, flag: str) -> None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flmrec_spark import columns as c
+from flmrec_spark import files
 from flmrec_spark.config import Source
 from flmrec_spark.errors import ConfigError, InputError
 from flmrec_spark.job import Job, run
@@ -29,14 +30,14 @@ from flmrec_spark.stages import doubts
 from flmrec_spark.stages.catalog import attribute_types, clean_items, clean_users, items_of, users_of
 from flmrec_spark.stages.cleaned import Cleaned, by_count, expect_few_rejects
 from flmrec_spark.stages.examples import build_examples
-from flmrec_spark.stages.interactions import clean_interactions
+from flmrec_spark.stages.interactions import check_timestamp_format, clean_interactions
 from flmrec_spark.stages.rejects import REFUSED, REPEATED, accepted, rejects
 from flmrec_spark.stages.repeats import without_repeats
 from flmrec_spark.stages.splits import with_moments, with_splits
 from flmrec_spark.tables import schemas
 from flmrec_spark.tables.delta import run_predicate
 from flmrec_spark.tables.pins import pinned
-from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
+from flmrec_spark.tables.sources import read_source, reading
 
 Splits = Mapping[str, tuple[int, ...]]  # split -> interactions, liked ones, users, examples
 
@@ -135,7 +136,7 @@ def _expect_elsewhere(job: Job, name: str, source: Source) -> None:
         return
     own = Path(source.path).absolute()
     for table in schemas.NAMES:
-        place = Path(job.tables.place(table).removeprefix("file:")).absolute()
+        place = Path(files.local(job.tables.place(table))).absolute()
         if place == own or place in own.parents:
             raise ConfigError(
                 f"prepare.{name}.path: got {source.path}, where the table {table} has its place, expected another; "

@@ -70,13 +70,11 @@ def score(job: Job) -> None:
         return
     with ExitStack() as kept:
         listed = _listed(job, kept)
-        found = _recommender(job)
+        found = _recommender(job, kept)
         prompts = _prompts(job, found, candidates, kept)
         metadata = {**job.metadata(), "fingerprint": made_of, "strategy": job.config.score.strategy}
         metadata |= {name: job.versions[name] for name in ("diversity",) if name in job.versions}
         shipped = found.shipped
-        if shipped is not None and shipped.bundle.broadcast is not None:  # a session that is not ours lives on
-            kept.callback(shipped.bundle.broadcast.destroy)
         refused_items = job.spark.createDataFrame(found.rejected, f"{c.ITEM_ID} string, {c.REASON} string")
         counted = prompts, listed, refused_items
         if state == scoring.NEW:
@@ -112,7 +110,7 @@ def estimate(job: Job) -> None:
         candidates = scoring.candidates(job)
         scoring.fingerprint(job, candidates)
     with ExitStack() as kept:
-        found = _recommender(job)
+        found = _recommender(job, kept)
         prompts = _prompts(job, found, candidates, kept)
         assert found.shipped is not None
         shipped, work = scoring.make_ready(job, found.shipped, prompts)
@@ -157,13 +155,13 @@ def _score(job: Job, shipped: Shipped | None, lists: DataFrame, metadata: dict[s
     job.add_seconds("write", commit)
 
 
-def _recommender(job: Job) -> Recommender:
+def _recommender(job: Job, kept: ExitStack) -> Recommender:
     with job.timed("ship"):
         found = recommender(
             job.config.score,
             Prepared(job.read("interactions"), job.read("items"), job.read("users"), job.config.score.exclude_seen),
             names=job.config.evaluate.baselines,
-            ship=lambda item_filter: _ship(job, item_filter),
+            ship=lambda item_filter: _ship(job, item_filter, kept),
             scores=scores,
             tools=scoring.tools(job),
             partitions=job.n_partitions,
@@ -173,7 +171,7 @@ def _recommender(job: Job) -> Recommender:
     return found
 
 
-def _ship(job: Job, item_filter: str | None) -> Shipped:
+def _ship(job: Job, item_filter: str | None, kept: ExitStack) -> Shipped:
     shipped = ship(
         job.spark,
         checkpoint=job.config.checkpoint,
@@ -182,6 +180,8 @@ def _ship(job: Job, item_filter: str | None) -> Shipped:
         score=job.config.score,
         item_filter=item_filter,
     )
+    if shipped.bundle.broadcast is not None:  # a session that is not this job's own lives on
+        kept.callback(shipped.bundle.broadcast.destroy)
     if shipped.digest != job.inputs["checkpoint"]:
         raise ConflictError(f"checkpoint {job.config.checkpoint}: another one took its place meanwhile; run again")
     return shipped

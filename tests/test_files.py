@@ -36,4 +36,4 @@ def test_a_home_folder_and_the_root_of_all_are_places(monkeypatch: pytest.Monkey
     assert TablesConfig(root="~/lake").root == f"{tmp_path}/lake"
     assert TablesConfig(root="a~b").root == "a~b"
     assert table_place("/", "items") == "/items"
-    assert table_place("file:///", "items") == "/items"
+    assert table_place("file:///", "items") == "file:/items"

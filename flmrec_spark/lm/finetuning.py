@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from flmrec_spark.config import Config
-from flmrec_spark.errors import ConflictError, EnvironmentFault, FlmrecError
+from flmrec_spark.errors import ConflictError
 from flmrec_spark.lm import checkpoint, distributed, folders, manifest, resume
 from flmrec_spark.lm.distributed import World
 from flmrec_spark.lm.loading import load_data
-from flmrec_spark.lm.memory import is_out_of_memory
+from flmrec_spark.lm.memory import refusals_told
 from flmrec_spark.lm.prepared import TABLES, Prepared, read_tables
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.prompts import load_template
@@ -50,22 +50,13 @@ def finetune(config: Config, *, force: bool = False, stop_after: int | None = No
       ConflictError: another process trains this checkpoint.
       EnvironmentFault: there is no room in memory, or on the disk of the checkpoint.
     """
-    with distributed.joined() as world, _out_of_memory(config):
+    settings = config.finetune
+    told = (
+        f"finetune: out of memory with finetune.examples_per_step = {settings.examples_per_step} in "
+        f"{settings.accumulate_steps} parts, expected room; more finetune.accumulate_steps take less"
+    )
+    with distributed.joined() as world, refusals_told(told):
         return {**_finetune(config, world, force=force, stop_after=stop_after), "rank": world.rank}
-
-
-@contextmanager
-def _out_of_memory(config: Config) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as fault:
-        if isinstance(fault, FlmrecError) or not is_out_of_memory(fault):
-            raise
-        raise EnvironmentFault(
-            f"finetune: out of memory with finetune.examples_per_step = {config.finetune.examples_per_step} in "
-            f"{config.finetune.accumulate_steps} parts, expected room; more finetune.accumulate_steps take less: "
-            f"{' '.join(str(fault).split())[:200]}"
-        ) from fault
 
 
 @contextmanager

@@ -6,12 +6,13 @@ import gc
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from flmrec_spark.errors import EnvironmentFault
+from flmrec_spark.errors import EnvironmentFault, FlmrecError
 
 SMALLEST = 32  # rows of a block; from it on a CPU's product gives a row the same bits in any block
 
@@ -23,6 +24,17 @@ def is_out_of_memory(fault: BaseException) -> bool:
     return isinstance(fault, RuntimeError) and any(
         text in str(fault) for text in ("not enough memory", "can't allocate memory", "CUDA out of memory")
     )
+
+
+@contextmanager
+def refusals_told(message: str) -> Iterator[None]:
+    """Makes what an allocator refuses an EnvironmentFault: the message, and the allocator's own words."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if isinstance(fault, FlmrecError) or not is_out_of_memory(fault):
+            raise
+        raise EnvironmentFault(f"{message}: {' '.join(str(fault).split())[:200]}") from fault
 
 
 class Blocks:

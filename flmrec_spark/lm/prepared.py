@@ -13,7 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from flmrec_spark import columns as c
 from flmrec_spark.errors import ConfigError, InputError
-from flmrec_spark.files import table_place
+from flmrec_spark.files import local, table_place
 
 TABLES = ("interactions", "items", "users", "examples")
 
@@ -43,7 +43,7 @@ def read_tables(root: str | None) -> Prepared:
         raise ConfigError("tables.root: got null, expected a path: fine-tuning reads the tables without a catalog")
     tables, versions, table_ids = {}, {}, {}
     for name in TABLES:
-        place = table_place(root, name)
+        place = local(table_place(root, name))
         try:
             table = DeltaTable(place)
             # A thread of the reader that still runs when a process ends soon after would abort it.

@@ -27,13 +27,14 @@ from transformers.utils import logging as hf_logging
 
 from flmrec_spark import columns as c
 from flmrec_spark.config import Config, PretrainConfig
-from flmrec_spark.errors import CheckpointError, ConfigError, EnvironmentFault, FlmrecError, InputError
+from flmrec_spark.errors import CheckpointError, ConfigError, InputError
 from flmrec_spark.lm import dataset, folders, manifest
 from flmrec_spark.lm.batches import epoch_order
 from flmrec_spark.lm.loading import check_template, load_segmenter
-from flmrec_spark.lm.memory import is_out_of_memory
+from flmrec_spark.lm.memory import refusals_told
 from flmrec_spark.lm.prepared import Prepared, expect_histories, read_tables
 from flmrec_spark.lm.segments import Segmenter
+from flmrec_spark.lm.stopping import expect_finite
 from flmrec_spark.lm.token_block import TokenBlock
 from flmrec_spark.prompts import load_template
 
@@ -60,16 +61,12 @@ def pretrain(config: Config, *, force: bool = False) -> dict[str, object]:
     if target.resolve() == source.resolve():
         raise ConfigError(f"pretrain.output: got {target}, which is model.path, expected another folder")
     folders.expect_room(target, mark=MARK)
-    try:
-        with folders.held(target):
-            return _pretrain_alone(config, target, source, force=force)
-    except (MemoryError, RuntimeError) as fault:
-        if isinstance(fault, FlmrecError) or not is_out_of_memory(fault):
-            raise
-        raise EnvironmentFault(
-            f"pretrain: out of memory with pretrain.texts_per_step = {config.pretrain.texts_per_step}, expected room; "
-            f"fewer take less: {' '.join(str(fault).split())[:200]}"
-        ) from fault
+    told = (
+        f"pretrain: out of memory with pretrain.texts_per_step = {config.pretrain.texts_per_step}, expected room; "
+        "fewer take less"
+    )
+    with refusals_told(told), folders.held(target):
+        return _pretrain_alone(config, target, source, force=force)
 
 
 def _pretrain_alone(config: Config, target: Path, source: Path, *, force: bool) -> dict[str, object]:
@@ -105,6 +102,7 @@ def read_texts(prepared: Prepared, segmenter: Segmenter) -> TokenBlock:
     """Every distinct item prompt, and every distinct user prompt of the train split, as tokens."""
     items = dataset.catalog(prepared.tables["items"], segmenter)
     users = sorted(prepared.tables["users"][c.USER_ID].to_pylist())
+    # The prefixes alone are read, so a row of very many targets may as well be several.
     examples = dataset.examples(prepared, c.TRAIN, items, segmenter, width=64, user_ids=users)
     known = [items.tokens.ids[row, : items.tokens.lengths[row]].tolist() for row in np.flatnonzero(items.is_known)]
     return segmenter.block(list(dict.fromkeys(map(tuple, [*known, *examples.prefixes]))))
@@ -185,12 +183,7 @@ def train(model: Any, texts: TokenBlock, tokenizer: Any, settings: PretrainConfi
         value.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
         losses.append(float(value.detach()))
-        if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
-            raise ConfigError(
-                f"pretrain: step {number + 1} of {len(steps)} had a loss of {losses[-1]} and a gradient of {norm}, "
-                f"expected numbers: the training has diverged; lower pretrain.learning_rate, which is "
-                f"{settings.learning_rate:g}, or see whether model.path holds numbers"
-            )
+        expect_finite("pretrain", losses[-1], norm, step=f"{number + 1} of {len(steps)}", config=settings)
         optimizer.step()
     if not losses:
         raise InputError(f"pretrain: got no token to guess in {len(texts):,} texts, expected some the tokenizer knows")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.metrics import LOWER_IS_BETTER
+from flmrec_spark.training_sections import FinetuneConfig, PretrainConfig
 
 log = logging.getLogger("flmrec")
 
@@ -39,10 +40,12 @@ class Stopping:
         return better
 
 
-def expect_finite(loss: float, gradient: float, *, step: str, rate: float) -> None:
+def expect_finite(
+    part: str, loss: float, gradient: float, *, step: str, config: FinetuneConfig | PretrainConfig
+) -> None:
     """Raises ConfigError where the loss of a step, or the norm of its gradient, is no number."""
     if not (math.isfinite(loss) and math.isfinite(gradient)):
         raise ConfigError(
-            f"finetune: step {step} had a loss of {loss} and a gradient of {gradient}, expected numbers: the training "
-            f"has diverged; lower finetune.learning_rate, which is {rate:g}"
+            f"{part}: step {step} had a loss of {loss} and a gradient of {gradient}, expected numbers: the training "
+            f"has diverged; lower {part}.learning_rate, which is {config.learning_rate:g}"
         )

@@ -180,9 +180,9 @@ class Trainer:
             penalty.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(everything, settings.clip_norm))
         self.losses.append(self.world.sum(total))
-        expect_finite(self.losses[-1], norm, step=f"{self.step + 1} of {self.n_steps}", rate=settings.learning_rate)
-        self.optimizer.step()
         self.step += 1
+        expect_finite("finetune", self.losses[-1], norm, step=f"{self.step} of {self.n_steps}", config=settings)
+        self.optimizer.step()
         if self.adapter:
             self.adapter.after_step(self.step)
         return self.losses[-1]

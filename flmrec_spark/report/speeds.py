@@ -62,8 +62,8 @@ def speeds(
             run["inputs"].get("checkpoint"),
         )
         # Without seconds or pairs its lists were scored by a run before it; a hybrid's seconds are the baselines' too.
-        is_own = run["job"] == "score" and _section(run["config"], "score").get("strategy", FLM) == FLM
-        if is_own and _is_on(run, inputs) and checkpoint and seconds and pairs:
+        is_scoring = run["job"] == "score" and _is_on(run, inputs) and checkpoint and seconds and pairs
+        if is_scoring and _section(run["config"], "score").get("strategy", FLM) == FLM:
             rates[checkpoint] = max(rates.get(checkpoint, 0.0), pairs / seconds)
     found = {}
     for run in runs:

@@ -16,7 +16,9 @@ from __future__ import annotations
 import logging
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -24,6 +26,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import PrepareConfig
 from flmrec_spark.errors import ConfigError
 from flmrec_spark.stages.rejects import CONTENT, REFUSED, REPEATED, among_accepted, content, first_reason, is_blank
+from flmrec_spark.tables.spark_errors import spark_message
 from flmrec_spark.tables.text_files import LOST, MALFORMED
 
 log = logging.getLogger("flmrec")
@@ -44,6 +47,19 @@ _FIRST_MICROS, _LAST_MICROS = -9_214_560_000_000_000, 9_214_646_399_999_999
 _ISO_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}"
 _RATING_READ, _TIME_READ, _WORTH, _KNOWN = "row:rating", "row:time", "row:worth", "row:known"
 _ROW = (c.USER_ID, c.ITEM_ID, c.TIMESTAMP, c.RATING, c.EVENT, c.VALUE, c.IS_LIKED, c.SPLIT)
+
+
+def check_timestamp_format(spark: SparkSession, pattern: str) -> None:
+    """Raises ConfigError unless it is auto, seconds, milliseconds or a pattern that Spark parses with."""
+    if pattern in ("auto", "seconds", "milliseconds"):
+        return
+    try:
+        spark.range(1).select(F.try_to_timestamp(F.col("id").cast("string"), F.lit(pattern))).collect()
+    except (PySparkException, Py4JJavaError) as fault:
+        raise ConfigError(
+            f"prepare.timestamp_format: got {pattern!r}, expected auto, seconds, milliseconds or a Spark datetime "
+            f"pattern such as yyyy-MM-dd HH:mm:ss: {spark_message(fault)}"
+        ) from None
 
 
 def clean_interactions(frame: DataFrame, config: PrepareConfig, *, items: DataFrame | None) -> DataFrame:

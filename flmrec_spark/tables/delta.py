@@ -26,7 +26,7 @@ from flmrec_spark import columns as c
 from flmrec_spark.config import TablesConfig
 from flmrec_spark.errors import ConflictError, EnvironmentFault, InputError
 from flmrec_spark.files import table_place
-from flmrec_spark.tables import history
+from flmrec_spark.tables import hadoop, history
 from flmrec_spark.tables.history import State
 from flmrec_spark.tables.schemas import TableSchema
 from flmrec_spark.tables.spark_errors import kinds, spark_message, worker_error
@@ -47,8 +47,7 @@ class Tables:
         """Path of the table when there is a root, else its catalog name."""
         if self.config.root is None:
             return self._catalog_name(name)
-        place = table_place(self.config.root, name)
-        return f"file:{place}" if self.config.root.startswith("file:") else place  # on a cluster / is another system's
+        return table_place(self.config.root, name)
 
     def exists(self, name: str) -> bool:
         if self.config.root is None:
@@ -174,18 +173,12 @@ class Tables:
             return False
         located = re.search(r"^Location: (.*)$", str(found[0]["information"]), re.MULTILINE)
         got, expected = located.group(1) if located else "a view", self.place(name)
-        if located is None or (got != expected and self._qualified(got) != self._qualified(expected)):
+        if located is None or hadoop.qualified(self.spark, got) != hadoop.qualified(self.spark, expected):
             raise ConflictError(
                 f"catalog: {self._catalog_name(name)} is {got}, expected {expected}; "
                 "set tables.database to a name of this configuration's own"
             )
         return True
-
-    def _qualified(self, place: str) -> str:
-        """As Hadoop writes it whole: /lake may be hdfs://host:8020/lake, and so may hdfs:///lake."""
-        context: Any = self.spark.sparkContext
-        path = context._jvm.org.apache.hadoop.fs.Path(place)
-        return str(path.getFileSystem(context._jsc.hadoopConfiguration()).makeQualified(path).toString())
 
     def _name(self, name: str) -> None:
         place = self.place(name).replace("\\", "\\\\").replace("'", "\\'")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 from pyspark.sql import SparkSession
 
 from flmrec_spark.config import Source
 from flmrec_spark.errors import InputError
+from flmrec_spark.tables import hadoop
 
 _LOOKED_AT = 1000  # entries of a folder
 
@@ -21,11 +21,9 @@ def expect_none(spark: SparkSession, source: Source, *, name: str) -> None:
     """
     if str(source.options.get("recursiveFileLookup", False)).lower() == "true":
         return
-    context: Any = spark.sparkContext
-    place = context._jvm.org.apache.hadoop.fs.Path(source.path)
-    files = place.getFileSystem(context._jsc.hadoopConfiguration())
-    for given in files.globStatus(place) or ():
-        within = files.listStatus(given.getPath()) if given.isDirectory() else ()
+    system, place = hadoop.opened(spark, source.place)
+    for given in system.globStatus(place) or ():
+        within = system.listStatus(given.getPath()) if given.isDirectory() else ()
         for one in islice(within, _LOOKED_AT):
             own = str(one.getPath().getName())
             if one.isDirectory() and "=" not in own and not own.startswith((".", "_")):

@@ -234,6 +234,4 @@ RUNS = TableSchema(
 )
 
 ALL = (INTERACTIONS, EXAMPLES, REJECTS, TOP_N, RECOMMENDATIONS, EVALUATION, RUNS)
-
-_ALL = (INTERACTIONS, items({}), users({}), EXAMPLES, REJECTS, TOP_N, RECOMMENDATIONS, EVALUATION, RUNS)
-NAMES = tuple(schema.name for schema in _ALL)
+NAMES = tuple(schema.name for schema in (*ALL, items({}), users({})))

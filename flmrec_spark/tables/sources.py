@@ -103,19 +103,6 @@ def _damaged(source: Source, name: str, fault: PySparkException | Py4JJavaError)
     return InputError(f"{name}: {source.place} is not readable to its end: {spark_message(fault)}")
 
 
-def check_timestamp_format(spark: SparkSession, pattern: str) -> None:
-    """Raises ConfigError unless it is auto, seconds, milliseconds or a pattern that Spark parses with."""
-    if pattern in ("auto", "seconds", "milliseconds"):
-        return
-    try:
-        spark.range(1).select(F.try_to_timestamp(F.col("id").cast("string"), F.lit(pattern))).collect()
-    except (PySparkException, Py4JJavaError) as fault:
-        raise ConfigError(
-            f"prepare.timestamp_format: got {pattern!r}, expected auto, seconds, milliseconds or a Spark datetime "
-            f"pattern such as yyyy-MM-dd HH:mm:ss: {spark_message(fault)}"
-        ) from None
-
-
 def _expect_known(source: Source, name: str, *, known: Sequence[str], with_attributes: bool) -> None:
     for ours in source.columns:
         if ours not in known and not (with_attributes and source.columns[ours] is None):
@@ -189,6 +176,11 @@ def _attributes(source: Source, name: str, *, theirs: dict[str, T.DataType], tak
     """Attribute -> column of the source."""
     if source.attributes is None:
         alone = {ours for ours, column in source.columns.items() if column is None}
+        if nowhere := sorted(alone - {c.TITLE, *theirs}):
+            raise ConfigError(
+                f"{name}.columns.{nowhere[0]}: got null, expected a column to leave alone; {source.place} has "
+                f"{_listed(list(theirs))}"
+            )
         further = [column for column in theirs if column not in taken | alone]
         chosen = {column: column for column in further if _is_plain(column) and _is_attribute(theirs[column])}
         if len(chosen) < len(further):

@@ -42,9 +42,10 @@ def test_lists_that_somebody_put_back_or_deleted_are_published_again(
 
 
 def test_a_run_that_another_has_overtaken_publishes_nothing(
-    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    spark: SparkSession, done: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     real = score.publishing.judge
+    sent = set(Path(str(spark.sparkContext._temp_dir)).iterdir())
 
     def overtaken(*given: Any) -> None:
         real(*given)
@@ -57,6 +58,7 @@ def test_a_run_that_another_has_overtaken_publishes_nothing(
         "table recommendations: another run has published while this one scored; run again" in capsys.readouterr().err
     )
     assert {row["run_id"] for row in rows(done, "recommendations")} == {"quick"}
+    assert set(Path(str(spark.sparkContext._temp_dir)).iterdir()) == sent  # what a run sends goes with it
     monkeypatch.setattr(score, "scores", no_scoring)
     assert run(done, "--run-id", "slow", "score.n=2") == 0  # now it is the later one
     assert {row["run_id"] for row in rows(done, "recommendations")} == {"slow"}

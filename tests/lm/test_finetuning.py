@@ -9,31 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from flmrec_spark import columns as c
-from flmrec_spark.errors import CheckpointError, ConfigError, EnvironmentFault, InputError
-from flmrec_spark.lm import checkpoint, factor_stage, resume, trainer
-from flmrec_spark.lm.families.loading import load_backbone
+from flmrec_spark.errors import CheckpointError
+from flmrec_spark.lm import checkpoint, trainer
 from flmrec_spark.lm.finetuning import finetune
 from flmrec_spark.lm.loading import load_data
 from flmrec_spark.lm.prepared import read_tables
 from flmrec_spark.lm.trainer import Trainer
 from flmrec_spark.lm.validation import Validation
 from flmrec_spark.prompts import load_template
+from tests.lm.trained import N_STEPS, RESUMABLE, assert_same, weights
 from tests.prepared import prepared_rows, tiny_config, write_prepared
 from tests.tiny import save_tiny
-
-N_STEPS = 8  # 28 examples, 8 a step, two epochs
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(checkpoint.load(folder / "checkpoint").model().state_dict())
-
-
-def assert_no_checkpoint(folder: Path) -> None:
-    assert not (folder / "checkpoint").exists()
-    assert not (folder / "checkpoint.draft").exists()
 
 
 def test_it_learns_what_a_separable_world_teaches(world, monkeypatch):
@@ -55,111 +43,6 @@ def test_it_learns_what_a_separable_world_teaches(world, monkeypatch):
     assert best["auc"] == max(entry["auc"] for entry in history)
     assert best["log_loss"] < history[0]["log_loss"]
     assert checkpoint.read_metrics(world / "checkpoint")["validation"] == best
-
-
-@pytest.fixture(scope="module")
-def unbroken(prepared_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Weights of a training that nothing interrupts, with dropout, accumulation and a resume point every 3 steps."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    for name in ("tables", "model"):
-        (folder / name).symlink_to(prepared_world / name)
-    finetune(tiny_config(folder, finetune=RESUMABLE))
-    return weights(folder)
-
-
-RESUMABLE: dict[str, object] = {"dropout": 0.2, "accumulate_steps": 2, "save_every": 3, "validate_every": 4}
-
-
-def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == expected.keys()
-    assert [name for name in got if not torch.equal(got[name], expected[name])] == []
-
-
-@pytest.mark.parametrize("stops", [[1], [3], [4], [5, 1], [7]])
-def test_a_training_that_stops_and_goes_on_ends_with_the_same_bits(world, unbroken, stops):
-    config = tiny_config(world, finetune=RESUMABLE)
-    for stop_after in stops:
-        assert finetune(config, stop_after=stop_after)["status"] == "stopped"
-        assert_no_checkpoint(world)
-    assert finetune(config)["status"] == "done"
-    assert_same(weights(world), unbroken)
-    assert not (world / "checkpoint.training").exists()
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_state_of_the_optimizer_comes_back(world, optimizer):
-    config = tiny_config(world, finetune={"optimizer": optimizer, "save_every": 1})
-    first = finetune(config)["digest"]
-    finetune(config, force=True, stop_after=5)
-    assert finetune(config)["digest"] == first
-
-
-def test_a_kill_between_a_save_and_its_note_is_survived(world, unbroken):
-    config = tiny_config(world, finetune=RESUMABLE)
-    finetune(config, stop_after=4)
-    folder = world / "checkpoint.training"
-    (folder / "step-6.safetensors").write_bytes(b"half")
-    (folder / "progress.draft").write_text('{"step": 6')
-    (folder / "best.draft").write_bytes(b"half")
-    finetune(config)
-    assert_same(weights(world), unbroken)
-
-
-def test_a_kill_after_the_last_step_goes_on_to_the_checkpoint(world, unbroken, monkeypatch):
-    config = tiny_config(world, finetune=RESUMABLE)
-
-    def killed(*_: object, **__: object) -> str:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(config)
-    assert_no_checkpoint(world)
-    monkeypatch.setattr(Trainer, "learn", killed)  # nothing is left to learn
-    assert finetune(config)["status"] == "done"
-    assert_same(weights(world), unbroken)
-
-
-def test_what_another_training_left_is_not_used(world, unbroken):
-    finetune(tiny_config(world, finetune={**RESUMABLE, "seed": 9}), stop_after=4)
-    finetune(tiny_config(world, finetune=RESUMABLE))
-    assert_same(weights(world), unbroken)
-
-
-def test_a_call_that_stops_leaves_its_work_to_the_next_whatever_is_saved_besides(world):
-    config = tiny_config(world, finetune={"save_every": None, "validate_every": None})
-    assert finetune(config, stop_after=2) == {"status": "stopped", "step": 2, "rank": 0}
-    assert finetune(config, stop_after=1)["step"] == 3
-    assert finetune(config)["steps"] > 3
-
-
-def test_a_resumed_training_keeps_the_number_format_that_it_began_with(world, monkeypatch):
-    config = tiny_config(world, finetune={"precision": "auto"})
-    monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "fp32")
-    finetune(config, stop_after=4)
-    monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "bf16")
-    assert finetune(config)["precision"] == "fp32"
-
-
-def test_so_does_one_with_an_adapter_whose_frozen_weights_bf16_would_round(world, monkeypatch):
-    load_backbone(world / "model").bfloat16().save_pretrained(world / "model")
-    config = tiny_config(world, finetune={"precision": "auto", "adapter": {"method": "lora", "rank": 2}})
-    monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "fp32")
-    first = finetune(config)["digest"]
-    finetune(config, force=True, stop_after=2)
-    monkeypatch.setattr(trainer, "resolve", lambda *_, **__: "bf16")
-    assert finetune(config)["digest"] == first
-
-
-def test_a_damaged_resume_point_is_named_and_force_starts_anew(world):
-    config = tiny_config(world, finetune=RESUMABLE)
-    finetune(config, stop_after=4)
-    for file in (world / "checkpoint.training").glob("step-*"):
-        file.write_bytes(b"half")
-    with pytest.raises(CheckpointError, match=r"checkpoint.training: resume point not usable, --force starts anew"):
-        finetune(config)
-    assert finetune(config, force=True)["status"] == "done"
 
 
 def test_a_finished_training_is_left_as_it_is_and_force_makes_it_again(world):
@@ -269,78 +152,6 @@ def test_every_form_trains_and_is_served_as_it_was_validated(world, model, preci
     assert found.model().family.n_layers == 2
 
 
-def without_valid(world: Path) -> None:
-    rows = prepared_rows()
-    rows["examples"] = [row for row in rows["examples"] if row[c.SPLIT] != c.VALID]
-    write_prepared(world / "tables", rows)
-
-
-def test_nothing_to_validate_on_is_told_and_nothing_is_written(world):
-    without_valid(world)
-    with pytest.raises(InputError, match=r"table examples: got no usable row of split valid, expected some"):
-        finetune(tiny_config(world))
-    assert_no_checkpoint(world)
-
-
-@pytest.mark.parametrize(
-    ("sections", "error", "told"),
-    [
-        ({"tables": {"root": "nowhere"}}, InputError, "table interactions: not found"),
-        ({"model": {"path": "nowhere"}}, CheckpointError, "nowhere: got no folder, expected a pretrained model"),
-        ({"model": {"join_layer": 9}}, ConfigError, r"model.join_layer: got 9, expected 0 .. 2"),
-        ({"prompts": {"user_tokens": 120}}, ConfigError, r"user_tokens \+ item_tokens = 160, expected at most"),
-        ({"model": {"head": "answer"}}, ConfigError, "model.head: got answer, expected linear"),
-        (
-            {"finetune": {"adapter": {"method": "adalora"}, "max_steps": 2}},
-            ConfigError,
-            "finetune.adapter.method: got adalora with 2 steps",
-        ),
-        ({"prompts": {"template": "nowhere"}}, ConfigError, r"prompts.template: got nowhere, expected one of en, zh"),
-    ],
-)
-def test_what_does_not_fit_is_told_and_nothing_is_written(world, sections, error, told, monkeypatch):
-    monkeypatch.setattr(factor_stage, "fitted", lambda *_: pytest.fail("factors were learned before"))
-    with pytest.raises(error, match=told):
-        finetune(tiny_config(world, **sections))
-    assert_no_checkpoint(world)
-
-
-def test_a_training_that_diverges_says_so(world, monkeypatch):
-    monkeypatch.setattr(Trainer, "_backward", lambda *_: float("nan"))
-    told = (
-        r"finetune: step 1 of \d+ had a loss of nan and a gradient of .*, expected numbers: .* lower finetune.learning_"
-    )
-    with pytest.raises(ConfigError, match=told):
-        finetune(tiny_config(world))
-    assert_no_checkpoint(world)
-
-
-def test_a_gradient_that_is_no_number_is_told_before_it_spoils_the_weights(world, monkeypatch):
-    real = Trainer._backward
-
-    def spoilt(self, *given):
-        value = real(self, *given)
-        next(self.model.parameters()).grad[:] = float("inf")
-        return value
-
-    monkeypatch.setattr(Trainer, "_backward", spoilt)
-    with pytest.raises(ConfigError, match=r"finetune: step 1 of \d+ had a loss of \d.* and a gradient of inf"):
-        finetune(tiny_config(world))
-    assert_no_checkpoint(world)
-
-
-def test_too_little_memory_of_a_cpu_is_told_with_what_takes_less(world, monkeypatch):
-    def refused(*_):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes")
-
-    monkeypatch.setattr(Trainer, "_backward", refused)
-    with pytest.raises(
-        EnvironmentFault, match=r"finetune: out of memory with finetune.examples_per_step = 8 in 1 parts"
-    ):
-        finetune(tiny_config(world))
-    assert_no_checkpoint(world)
-
-
 def test_steps_end_where_the_training_does_however_many_epochs_were_asked_for(world, monkeypatch):
     orders = []
     real = trainer.epoch_order
@@ -372,19 +183,3 @@ def test_no_user_or_item_is_named_in_a_log_or_in_the_metrics(world, caplog):
     told = caplog.text + json.dumps(done)
     assert "用户 甲" not in told
     assert "it'em" not in told
-
-
-def test_a_folder_that_is_no_checkpoint_is_refused_before_the_training(world, monkeypatch):
-    (world / "checkpoint").mkdir()
-    (world / "checkpoint/notes.txt").write_text("mine")
-    monkeypatch.delattr(Trainer, "learn")
-    with pytest.raises(CheckpointError, match="something that is no checkpoint"):
-        finetune(tiny_config(world))
-    assert (world / "checkpoint/notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("content", [None, "{", "[1]", '{"step": 3}'])
-def test_an_unreadable_resume_point_is_none(tmp_path, content):
-    if content is not None:
-        (tmp_path / "progress.json").write_text(content)
-    assert resume.progress_of(tmp_path) == {}

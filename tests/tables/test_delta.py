@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deltalake import DeltaTable
@@ -13,7 +14,7 @@ from pyspark.sql import types as T
 
 from flmrec_spark.config import TablesConfig
 from flmrec_spark.errors import CheckpointError, ConflictError, EnvironmentFault, InputError
-from flmrec_spark.tables import schemas
+from flmrec_spark.tables import hadoop, schemas
 from flmrec_spark.tables.delta import Tables, content_digest, run_predicate
 from flmrec_spark.tables.schemas import RECOMMENDATIONS, TOP_N, TableSchema
 
@@ -152,6 +153,19 @@ def test_a_name_that_is_a_view_is_refused(spark: SparkSession, tables: Tables) -
     with pytest.raises(ConflictError, match="is a view, expected"):
         tables.replace(RECOMMENDATIONS, lists(spark, TWO), {})
     assert not tables.exists("recommendations")
+
+
+def test_places_are_compared_as_hadoop_writes_them(spark: SparkSession) -> None:
+    context: Any = spark.sparkContext
+    settings = context._jsc.hadoopConfiguration()
+    before = settings.get("fs.defaultFS")
+    settings.set("fs.defaultFS", "hdfs://localhost:8020")
+    try:
+        told = {hadoop.qualified(spark, place) for place in ("/lake/t", "hdfs:/lake/t", "hdfs:///lake/t")}
+        assert told == {"hdfs://localhost:8020/lake/t"}
+        assert hadoop.qualified(spark, Tables(spark, TablesConfig(root="file:///lake")).place("t")) == "file:/lake/t"
+    finally:
+        settings.set("fs.defaultFS", before)
 
 
 def test_a_root_of_any_shape_serves_by_path_and_by_name(spark: SparkSession, tables_config: TablesConfig) -> None:

@@ -13,7 +13,8 @@ from pyspark.sql import SparkSession
 from flmrec_spark import columns as c
 from flmrec_spark.config import Source
 from flmrec_spark.errors import ConfigError, InputError
-from flmrec_spark.tables.sources import check_timestamp_format, read_source, reading
+from flmrec_spark.stages.interactions import check_timestamp_format
+from flmrec_spark.tables.sources import read_source, reading
 from flmrec_spark.tables.text_files import MALFORMED
 
 IDS = (c.USER_ID, c.ITEM_ID)
@@ -88,6 +89,8 @@ def test_a_column_of_items_with_a_name_of_ours_is_left_alone_where_the_config_sa
         items(spark, source)
     alone = source.model_copy(update={"columns": {**source.columns, "rating": None}})
     assert items(spark, alone).columns == ["item_id", "title", "brand", MALFORMED]
+    with pytest.raises(ConfigError, match=r"prepare.items.columns.ratign: got null, expected a column to leave alone"):
+        items(spark, source.model_copy(update={"columns": {**source.columns, "ratign": None}}))
     unmapped = Source(path=path, format="csv", columns={"item_id": "sku", "title": None, "rating": None})
     assert items(spark, unmapped).columns == ["item_id", "name", "brand", MALFORMED]
 
