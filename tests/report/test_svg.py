@@ -76,10 +76,8 @@ def test_a_value_without_interval_is_a_dot_without_whisker() -> None:
     assert read.all("svg")[0].attributes["aria-label"] == "x: a 0.5000; b –"
 
 
-@pytest.mark.parametrize(
-    ("rates", "expected"), [((2100, 6300), ["2100", "6300"]), ((900, 40_000), ["1000", "10k"]), ((50, 50), ["50"])]
-)
-def test_marks_of_rates_are_rates_also_within_one_decade(rates: tuple[float, float], expected: list[str]) -> None:
+@pytest.mark.parametrize(("rates", "expected"), [((2100, 6300), {"2100", "6300"}), ((900, 40_000), {"1000", "10k"})])
+def test_marks_of_rates_are_rates_also_within_one_decade(rates: tuple[float, float], expected: set[str]) -> None:
     drawn = named_points([("a", rates[0], 0.6), ("b", rates[1], 0.7)], label="speed", x_name="rate", y_name="uauc")
     marks = [one.text() for one in parsed(str(drawn)).all("text", class_="middle") if "tick" in one.attributes["class"]]
-    assert sorted(set(marks), key=len) == expected
+    assert set(marks) == expected
